@@ -1,0 +1,149 @@
+"""The run as one typed value: `RunConfig`, frozen, every unknown key refused.
+
+Numbers carry their unit in the name or here: rows are packed sequences of `seq_len` tokens,
+`batch.rows` counts them per optimizer step over all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _number_from_text(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; take it as the number it is meant to be."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number_from_text)]
+
+
+class Section(BaseModel):
+    """What every section has in common: frozen, strict about keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model: `source` (a Hub id or folder with weights) or `config` (a new one), never both."""
+
+    source: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None  # default: the dataset's own, or that of `source`
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ModelSection:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give exactly one of model.source and model.config")
+        return self
+
+
+class DataSource(Section):
+    """One dataset folder and its share in the mixture."""
+
+    path: str
+    split: str = "train"
+    weight: Number = Field(default=1.0, gt=0)
+
+
+class DataSection(Section):
+    """What is trained on, and how documents become rows of `seq_len` tokens."""
+
+    train: tuple[DataSource, ...] = Field(min_length=1)
+    eval: tuple[DataSource, ...] = ()
+    seq_len: int = Field(default=1024, ge=2)
+    packing: Literal["concat"] = "concat"
+    mask_documents: bool = True
+
+
+class BatchSection(Section):
+    """`rows` per optimizer step over all ranks; `micro` rows per rank and forward pass."""
+
+    rows: int = Field(default=64, ge=1)
+    micro: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+
+class ScheduleSection(Section):
+    """How long, and the learning rate's shape. `warmup` below 1 is a share of the steps."""
+
+    steps: int | None = Field(default=None, ge=1)
+    tokens: Number | None = Field(default=None, gt=0)
+    warmup: Number = Field(default=0.02, ge=0)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr_ratio: Number = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ScheduleSection:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give exactly one of schedule.steps and schedule.tokens")
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); `clip` is the global gradient norm, 0 = off."""
+
+    type: Literal["adamw"] = "adamw"
+    lr: Number = Field(default=3e-4, gt=0)
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    eps: Number = Field(default=1e-8, gt=0)
+    weight_decay: Number = Field(default=0.1, ge=0)
+    clip: Number = Field(default=1.0, ge=0)
+
+
+class ParallelSection(Section):
+    """Model parallelism; what is left of the world is data parallel."""
+
+    pipeline: int = Field(default=1, ge=1)
+
+
+class CheckpointSection(Section):
+    """Save `every` so many steps (0: only at the end), keep the newest `keep`."""
+
+    every: int = Field(default=0, ge=0)
+    keep: int = Field(default=2, ge=1)
+
+
+class EvalSection(Section):
+    """Evaluate `every` so many steps (0: only at the end) on `rows` held-out rows."""
+
+    every: int = Field(default=0, ge=0)
+    rows: int = Field(default=64, ge=1)
+
+
+class LogSection(Section):
+    """What is logged besides metrics.jsonl, which always is."""
+
+    every: int = Field(default=10, ge=1)  # plain-text line every so many steps
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """One training run. Everything up to the engine is a pure function of this value."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=1234, ge=0)
+    output_dir: str | None = None  # default: runs/NAME
+    model: ModelSection
+    data: DataSection
+    batch: BatchSection = BatchSection()
+    schedule: ScheduleSection
+    optimizer: OptimizerSection = OptimizerSection()
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    parallel: ParallelSection = ParallelSection()
+    deepspeed: str = "zero1"  # a name in ds_configs/ or a path to a DeepSpeed JSON file
+    kernels: Literal["auto", "reference", "fused"] = "auto"
+    recompute: Literal["none", "selective", "full"] = "none"
+    checkpoint: CheckpointSection = CheckpointSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @property
+    def folder(self) -> str:
+        """The run folder."""
+        return self.output_dir or f"runs/{self.name}"

@@ -1,0 +1,109 @@
+"""The one seam between the loop and DeepSpeed: what an engine is, whatever is behind it.
+
+`Slice` is the unit in which state leaves and enters an engine: a run of elements of one canonical
+tensor, named as the Hugging Face model names it. A checkpoint is a set of slices that covers every
+tensor exactly once, so it knows nothing of ranks, ZeRO stages or pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmtrain.data.rows import Rows
+
+# What is kept of each trained tensor: the fp32 weights and AdamW's two moments.
+KINDS = ("fp32", "exp_avg", "exp_avg_sq")
+BUFFER = "buffer"  # a persistent buffer of the model, kept in its own dtype
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same values on every rank."""
+
+    loss: float  # mean over the valid tokens of the whole step
+    grad_norm: float  # global 2-norm before clipping; inf or nan when the step was skipped for it
+    skipped: bool  # no weight was touched
+    tokens: int  # valid tokens of the step
+    loss_scale: float  # 1.0 unless fp16
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Summed, so that results add up: mean loss = loss_sum / tokens."""
+
+    loss_sum: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats per token."""
+        return self.loss_sum / max(self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements `start … start + len(tensor)` of the flattened canonical tensor `name`.
+
+    `shape` is the whole tensor's; `tensor` is 1-D, on any device, and may be a view of live state:
+    copy it before the next step.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    tensor: torch.Tensor
+
+
+class SliceReader(Protocol):
+    """Where an engine gets its state from: a checkpoint of any topology, or a folder of weights."""
+
+    def read(self, name: str, kind: str, start: int, length: int) -> torch.Tensor:
+        """A 1-D CPU tensor of `length` elements; raises CheckpointError when it is not there."""
+
+
+class Comm(Protocol):
+    """What the floors above the engine may say to the other ranks."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def barrier(self) -> None: ...
+    def gather(self, value: object) -> list[object]:
+        """Every rank's JSON-serialisable `value`, in rank order, on every rank."""
+
+    def broadcast(self, value: object) -> object:
+        """Rank 0's JSON-serialisable `value` on every rank."""
+
+
+class Engine(Protocol):
+    """A model, its optimizer and its ranks."""
+
+    comm: Comm
+
+    def train_step(self, rows: Rows, lr: float) -> StepResult:
+        """One optimizer step over all rows; the loss is the mean over all their valid tokens."""
+
+    def evaluate(self, rows: Rows) -> EvalResult:
+        """The loss on rows, without a gradient. Any number of rows."""
+
+    def slices(self) -> Iterator[Slice]:
+        """This rank's share of the state; over all ranks each element of each tensor comes once."""
+
+    def scalars(self) -> dict[str, float]:
+        """State that is not a tensor and the same on all ranks (optimizer step, fp16 loss scale)."""
+
+    def load(self, reader: SliceReader, scalars: dict[str, float]) -> None:
+        """Replaces weights and optimizer state; every rank reads only what it owns."""
+
+    def memory_bytes(self) -> int:
+        """Peak memory of this rank since the last call: device memory, or resident set on CPU."""
+
+    def close(self) -> None:
+        """Frees the engine and leaves the process group."""
