@@ -1,0 +1,112 @@
+"""One split of a dataset folder as one long stream of tokens, whatever shards it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.manifest import TOKENIZER, Manifest, SplitEntry, read_manifest
+from llmtrain.data.shards import REBUILD, Shard
+from llmtrain.errors import DataError, nearest
+
+
+class Dataset:
+    """The token stream of one split: documents in order, shard after shard.
+
+    ends   int64 [documents with tokens]: where each document ends in the stream (exclusive), rising
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest, shards: tuple[Shard, ...]):
+        self.folder = folder
+        self.split = split
+        self.manifest = manifest
+        self.shards = shards
+        self._starts = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
+        ends = [shard.ends + start for shard, start in zip(shards, self._starts[:-1], strict=True)]
+        self.ends = np.unique(np.concatenate(ends)) if ends else np.zeros(0, np.int64)
+        if len(self.ends) and self.ends[0] == 0:  # documents without a token end where they start
+            self.ends = self.ends[1:]
+
+    @property
+    def fingerprint(self) -> str:
+        """Which tokens these are: the folder's fingerprint and the split."""
+        return f"{self.manifest.fingerprint}:{self.split}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the stream."""
+        return int(self._starts[-1])
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to one below this."""
+        return self.manifest.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+        return self.manifest.tokenizer.eos_id
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """A folder that `transformers.AutoTokenizer` loads."""
+        return self.folder / TOKENIZER
+
+    @property
+    def entry(self) -> SplitEntry:
+        """What the manifest says of this split."""
+        return self.manifest.splits[self.split]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token over the whole split, document ends included."""
+        return self.entry.text_bytes / max(self.entry.tokens, 1)
+
+    def pieces(self, start: int, stop: int) -> list[np.ndarray]:
+        """Tokens `start` … `stop` of the stream as views of the mapped shards, one per shard touched."""
+        first, last = np.searchsorted(self._starts, (start, stop - 1), side="right") - 1
+        return [
+            self.shards[k].tokens[max(0, start - int(self._starts[k])) : stop - int(self._starts[k])]
+            for k in range(first, last + 1)
+        ]
+
+    def windows(self, starts: np.ndarray, length: int) -> list[np.ndarray]:
+        """`length` tokens from each of `starts`: views of the mapped shards, a copy where one ends inside."""
+        first = np.searchsorted(self._starts, starts, side="right") - 1
+        inside = starts + length <= self._starts[first + 1]
+        offsets = starts - self._starts[first]
+        shards = [shard.tokens for shard in self.shards]
+        return [
+            shards[shard][offset : offset + length]
+            if whole
+            else np.concatenate(self.pieces(start, start + length))
+            for shard, offset, whole, start in zip(
+                first.tolist(), offsets.tolist(), inside.tolist(), starts.tolist(), strict=True
+            )
+        ]
+
+
+def open_dataset(path: str | Path, split: str, hashes: bool = False) -> Dataset:
+    """Opens one split of a dataset folder; sizes and counts are always checked, contents with `hashes`.
+
+    Raises DataError naming the file and the fix.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder, hashes)
+    if split not in manifest.splits:
+        known = ", ".join(sorted(manifest.splits))
+        hint = nearest(split, manifest.splits)
+        raise DataError(f"{folder} has no split '{split}' ({known}) {hint}".strip())
+    shards = []
+    for entry in manifest.splits[split].shards:
+        shard = Shard(folder / entry.name)
+        if (shard.documents, len(shard.tokens)) != (entry.documents, entry.tokens):
+            raise DataError(
+                f"{shard.prefix}.idx holds {shard.documents} documents and {len(shard.tokens)} tokens, "
+                f"the manifest says {entry.documents} and {entry.tokens}: {REBUILD}"
+            )
+        if shard.dtype != manifest.numpy_dtype:
+            raise DataError(f"{shard.prefix}.idx is not {manifest.dtype} as the manifest says: {REBUILD}")
+        shards.append(shard)
+    return Dataset(folder, split, manifest, tuple(shards))

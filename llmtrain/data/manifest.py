@@ -1,0 +1,227 @@
+"""`manifest.json`: what a dataset folder holds and vouches for, and its fingerprint.
+
+    FOLDER/manifest.json   tokenizer/   train/00000.bin 00000.idx …   valid/00000.bin 00000.idx …
+
+The manifest names every shard with its size and sha256. The fingerprint is a hash of content alone
+(tokens, boundaries, dtype, tokenizer), so it survives a copy, a rename and a rebuild.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from llmtrain.config.schema import Section
+from llmtrain.data.shards import REBUILD, ShardFacts, shard_paths
+from llmtrain.errors import DataError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+FORMAT = "llmtrain-dataset"
+VERSION = 1
+
+
+class FileEntry(Section):
+    """One file: its size and its sha256."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(Section):
+    """One shard, `name` relative to the folder and without suffix."""
+
+    name: str
+    documents: int
+    tokens: int
+    bin: FileEntry
+    idx: FileEntry
+
+    @classmethod
+    def of(cls, name: str, facts: ShardFacts) -> ShardEntry:
+        """The entry of a shard that was just written."""
+        return cls(
+            name=name,
+            documents=facts.documents,
+            tokens=facts.tokens,
+            bin=FileEntry(bytes=facts.bin.bytes, sha256=facts.bin.sha256),
+            idx=FileEntry(bytes=facts.idx.bytes, sha256=facts.idx.sha256),
+        )
+
+
+class SplitEntry(Section):
+    """One split; `text_bytes` is the UTF-8 size of the text its tokens came from."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    shards: tuple[ShardEntry, ...]
+
+
+class TokenizerEntry(Section):
+    """The tokenizer in `tokenizer/`; `sha256` is that of its `tokenizer.json`."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    eos: str
+    eos_id: int
+    special: dict[str, int]
+    engine: str
+
+
+class SourceEntry(Section):
+    """One source as it was read; `digest` covers names, sizes and contents of its files."""
+
+    source: str
+    files: int
+    bytes: int
+    digest: str
+    documents: int
+    tokens: int
+
+
+class Counts(Section):
+    """The law of a build: documents_in == documents_out + sum(rejected), each once.
+
+    `repeats` are further copies written for sources with a weight above 1, beyond documents_out.
+    """
+
+    documents_in: int
+    documents_out: int
+    rejected: dict[str, int]
+    examples: dict[str, tuple[str, ...]]  # a few `file:line` per reason
+    repeats: int = 0
+
+
+class Manifest(Section):
+    """Everything known about a dataset folder."""
+
+    format: Literal["llmtrain-dataset"] = FORMAT
+    version: int = VERSION
+    name: str
+    created_by: str
+    fingerprint: str
+    dtype: Literal["uint16", "int32"]
+    vocab_size: int
+    append_eos: bool
+    tokenizer: TokenizerEntry
+    splits: dict[str, SplitEntry]
+    sources: tuple[SourceEntry, ...]
+    counts: Counts
+    pipeline: dict[str, Any]
+    pipeline_sha256: str
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """How a token is stored."""
+        return np.dtype("<u2" if self.dtype == "uint16" else "<i4")
+
+
+def fingerprint(
+    splits: dict[str, SplitEntry], dtype: str, vocab_size: int, tokenizer_sha256: str, append_eos: bool
+) -> str:
+    """sha256 over what the tokens are and mean, and over no name of a path or a machine."""
+    content = {
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer_sha256,
+        "append_eos": append_eos,
+        "splits": {
+            name: [[shard.bin.sha256, shard.idx.sha256] for shard in split.shards]
+            for name, split in sorted(splits.items())
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` by rename: it is there whole or not at all."""
+    path = folder / MANIFEST
+    part = path.with_name(MANIFEST + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(manifest.model_dump(mode="json"), file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_manifest(folder: str | Path, hashes: bool = False) -> Manifest:
+    """The manifest of a dataset folder, its files' sizes checked, their hashes too when asked.
+
+    Raises DataError when the folder is no dataset, the manifest is damaged or from a newer version, or a
+    file is missing or differs from what the manifest says.
+    """
+    folder = Path(folder)
+    manifest = _parse(folder)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            for path, entry in zip(shard_paths(folder / shard.name), (shard.bin, shard.idx), strict=True):
+                check_file(path, entry, hashes)
+    tokenizer = folder / TOKENIZER / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise DataError(f"{tokenizer} is missing: {REBUILD}")
+    if hashes and file_sha256(tokenizer) != manifest.tokenizer.sha256:
+        raise DataError(f"{tokenizer} is not the tokenizer this dataset was built with: {REBUILD}")
+    return manifest
+
+
+def _parse(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "is an unfinished or foreign folder" if folder.is_dir() else "does not exist"
+        raise DataError(f"{folder} {what} (no {MANIFEST}): make it with `llmtrain data build CORPUS.yaml`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not readable JSON ({error}): {REBUILD}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of a {FORMAT}")
+    if content.get("version") != VERSION:
+        raise DataError(
+            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION}: "
+            "use the llmtrain that wrote it, or build the dataset again"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is damaged at {where} ({first['msg']}): {REBUILD}") from None
+    expected = fingerprint(
+        manifest.splits,
+        manifest.dtype,
+        manifest.vocab_size,
+        manifest.tokenizer.sha256,
+        manifest.append_eos,
+    )
+    if manifest.fingerprint != expected:
+        raise DataError(f"{path} was edited: its fingerprint does not follow from its contents: {REBUILD}")
+    return manifest
+
+
+def check_file(path: Path, entry: FileEntry, hashes: bool) -> None:
+    """Raises DataError unless the file is there with the size (and the sha256) of its entry."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {REBUILD}")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise DataError(f"{path} has {size} bytes, the manifest says {entry.bytes}: {REBUILD}")
+    if hashes and file_sha256(path) != entry.sha256:
+        raise DataError(f"{path} is damaged (its sha256 differs from the manifest's): {REBUILD}")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""The order of rows as arithmetic: which row comes at position i, with no shuffle array and no history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+
+import numpy as np
+
+_ROUNDS = 6
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the step of splitmix64
+_MASK = 2**64 - 1
+LONGEST_PERIOD = 2**16  # rows after which a mixture repeats its pattern
+
+
+def mix(x: np.ndarray, key: int) -> np.ndarray:
+    """splitmix64's finaliser of `x + key` (Steele, Lea, Flood 2014), uint64 with wrap-around."""
+    x = x + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def derive(seed: int, *path: int) -> int:
+    """A 64-bit key for one use of a seed, such as (source, epoch)."""
+    key = np.array([seed & _MASK], np.uint64)
+    for part in path:
+        key = mix(key, ((part + 1) * _GOLDEN) & _MASK)
+    return int(key[0])
+
+
+class Permutation:
+    """A keyed bijection of 0 … n-1: an unbalanced Feistel network of 6 rounds with cycle walking.
+
+    (Luby & Rackoff 1988; cycle walking after Black & Rogaway 2002.) Any position is found in O(1).
+    """
+
+    def __init__(self, n: int, seed: int):
+        assert n >= 1, f"a permutation of {n} elements"
+        self.n = n
+        self._keys = [derive(seed, number) for number in range(_ROUNDS)]
+        bits = max(2, (n - 1).bit_length())
+        self._left, self._right = bits // 2, bits - bits // 2
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The elements at `positions` (int64, each in 0 … n-1), as int64 of the same shape."""
+        assert positions.size == 0 or (0 <= positions.min() and positions.max() < self.n), "position outside"
+        result = self._scramble(positions.astype(np.uint64))
+        while (outside := result >= np.uint64(self.n)).any():
+            result[outside] = self._scramble(result[outside])
+        return result.astype(np.int64)
+
+    def _scramble(self, x: np.ndarray) -> np.ndarray:
+        """One pass over the next power of two."""
+        left_bits, right_bits = self._left, self._right
+        left, right = x >> np.uint64(right_bits), x & np.uint64((1 << right_bits) - 1)
+        for key in self._keys:
+            mask = np.uint64((1 << left_bits) - 1)
+            left, right = right, left ^ (mix(right, key) & mask)
+            left_bits, right_bits = right_bits, left_bits
+        return (left << np.uint64(right_bits)) | right
+
+
+class Mixture:
+    """Interleaves sources by weight, within one row of every source's share at every prefix.
+
+    Shares are whole parts of a period: exact when the weights, as written, are multiples of a common
+    fraction with at most 65 536 parts; else rounded to 65 536 parts. Inside a period rows are placed as a
+    proportionate-fair schedule by earliest deadline (Baruah et al. 1996), which keeps
+    |rows of d before i - share_d * i| < 1.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        assert weights and all(weight > 0 for weight in weights), f"weights {weights}"
+        self.parts = _whole_parts(weights)
+        self.period = sum(self.parts)
+        self._source = np.array(_schedule(self.parts), np.int64)
+        self._rank = np.empty(self.period, np.int64)  # how many rows of the same source came before
+        for source, part in enumerate(self.parts):
+            self._rank[self._source == source] = np.arange(part)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each position: its source, and how many rows of that source came before (both int64)."""
+        turn, offset = np.divmod(positions, self.period)
+        source = self._source[offset]
+        return source, turn * np.array(self.parts)[source] + self._rank[offset]
+
+
+def _whole_parts(weights: Sequence[float]) -> list[int]:
+    """Weights as the smallest whole numbers in the same ratio, at most LONGEST_PERIOD in all."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    scale = lcm(*(weight.denominator for weight in exact))
+    parts = [int(weight * scale) for weight in exact]
+    common = int(np.gcd.reduce(np.array(parts, object)))
+    parts = [part // common for part in parts]
+    if sum(parts) <= LONGEST_PERIOD:
+        return parts
+    quotas = [weight / sum(exact) * LONGEST_PERIOD for weight in exact]
+    rounded = [max(1, int(quota)) for quota in quotas]
+    spare = LONGEST_PERIOD - sum(rounded)
+    by_remainder = sorted(range(len(quotas)), key=lambda k: int(quotas[k]) - quotas[k])
+    for k in by_remainder[: max(spare, 0)]:
+        rounded[k] += 1
+    return rounded
+
+
+def _schedule(parts: list[int]) -> list[int]:
+    """The source at each position of one period: among those allowed a row now, the most urgent."""
+    period = sum(parts)
+    done = [0] * len(parts)
+    order = []
+    for position in range(period):
+        source = min(
+            (k for k in range(len(parts)) if done[k] * period < parts[k] * (position + 1)),
+            key=lambda k: -(-(done[k] + 1) * period // parts[k]),
+        )
+        done[source] += 1
+        order.append(source)
+    return order

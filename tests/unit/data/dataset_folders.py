@@ -1,0 +1,83 @@
+"""Makes dataset folders out of token lists, without a tokenizer or a build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.manifest import (
+    TOKENIZER,
+    Counts,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    TokenizerEntry,
+    file_sha256,
+    fingerprint,
+    write_manifest,
+)
+from llmtrain.data.shards import ShardWriter, token_dtype
+
+Documents = Sequence[Sequence[int]]
+
+
+def make_dataset(
+    folder: Path,
+    splits: dict[str, Sequence[Documents]],
+    vocab_size: int = 1000,
+    tokenizer: str = '{"fake": 1}',
+) -> Path:
+    """A dataset folder; each split is a list of shards, each shard a list of documents."""
+    (folder / TOKENIZER).mkdir(parents=True)
+    (folder / TOKENIZER / "tokenizer.json").write_text(tokenizer)
+    entries = {}
+    for split, shards in splits.items():
+        (folder / split).mkdir()
+        written = []
+        for number, documents in enumerate(shards):
+            name = f"{split}/{number:05d}"
+            writer = ShardWriter(folder / name, vocab_size)
+            for document in documents:
+                writer.add(np.array(document, np.int64))
+            written.append(ShardEntry.of(name, writer.close()))
+        entries[split] = SplitEntry(
+            documents=sum(shard.documents for shard in written),
+            tokens=sum(shard.tokens for shard in written),
+            text_bytes=3 * sum(shard.tokens for shard in written),
+            shards=tuple(written),
+        )
+    sha256 = file_sha256(folder / TOKENIZER / "tokenizer.json")
+    dtype = token_dtype(vocab_size).name
+    manifest = Manifest(
+        name=folder.name,
+        created_by="tests",
+        fingerprint=fingerprint(entries, dtype, vocab_size, sha256, True),
+        dtype=dtype,
+        vocab_size=vocab_size,
+        append_eos=True,
+        tokenizer=TokenizerEntry(
+            name="fake",
+            sha256=sha256,
+            vocab_size=vocab_size,
+            eos="<|endoftext|>",
+            eos_id=0,
+            special={"<|endoftext|>": 0},
+            engine="none",
+        ),
+        splits=entries,
+        sources=(),
+        counts=Counts(documents_in=0, documents_out=0, rejected={}, examples={}),
+        pipeline={},
+        pipeline_sha256="",
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def random_documents(
+    rng: np.random.Generator, count: int, longest: int, vocab_size: int = 1000
+) -> list[list[int]]:
+    """Documents of 1 … longest random tokens."""
+    return [rng.integers(0, vocab_size, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
