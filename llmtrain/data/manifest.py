@@ -23,7 +23,7 @@ from llmtrain.errors import DataError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-FORMAT = "llmtrain-dataset"
+FORMAT = "llmtrain-dataset"  # the first key of every manifest
 VERSION = 1
 
 
@@ -103,7 +103,7 @@ class Counts(Section):
 class Manifest(Section):
     """Everything known about a dataset folder."""
 
-    format: Literal["llmtrain-dataset"] = FORMAT
+    format: Literal["llmtrain-dataset"] = "llmtrain-dataset"
     version: int = VERSION
     name: str
     created_by: str

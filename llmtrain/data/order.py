@@ -45,7 +45,7 @@ class Permutation:
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """The elements at `positions` (int64, each in 0 … n-1), as int64 of the same shape."""
-        assert positions.size == 0 or (0 <= positions.min() and positions.max() < self.n), "position outside"
+        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < self.n), "outside"
         result = self._scramble(positions.astype(np.uint64))
         while (outside := result >= np.uint64(self.n)).any():
             result[outside] = self._scramble(result[outside])

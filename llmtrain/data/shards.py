@@ -31,7 +31,7 @@ from llmtrain.errors import DataError
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"  # fairseq's and early Megatron's cached and lazy files
 HEADER = struct.Struct("<9sQBQQ")
-CODES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+CODES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "a float", 7: "a float"}
 LONGEST_SEQUENCE = 2**31 - 1  # tokens; lengths are i32
 REBUILD = "build the dataset again with `llmtrain data build`, or fetch the file again"
@@ -83,7 +83,7 @@ class ShardWriter:
         self._bin = open(shard_paths(prefix)[0], "wb")  # noqa: SIM115 - closed by close()
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> None:
-        """Appends documents: `tokens` [t] back to back, cut by `lengths` [documents]; one document if None."""
+        """Appends documents: `tokens` [t] back to back, cut by `lengths` [documents] (None: one)."""
         cuts = np.array([len(tokens)], np.int64) if lengths is None else np.asarray(lengths, np.int64)
         assert cuts.sum() == len(tokens) and (cuts >= 0).all(), "document lengths do not add up to the tokens"
         if not len(cuts):
