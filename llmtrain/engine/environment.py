@@ -1,0 +1,113 @@
+"""What must be so before DeepSpeed starts: device, ranks, timeouts, and nothing built or leaked on the way.
+
+Two defaults of DeepSpeed 0.19.8 are turned off here. It compiles a shared-memory op inside
+`init_distributed`, which needs a C++ compiler, takes minutes and leaves 69 MB in /dev/shm for each rank
+and run; training never uses it. And it creates its sub-groups without a timeout, so that a hung rank holds
+the others for 30 minutes whatever was asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+import warnings
+from typing import Any
+
+from llmtrain.config.world import World
+from llmtrain.engine.comm import TorchComm
+from llmtrain.errors import EngineError
+
+GROUP_TIMEOUT_S = 1800.0
+
+
+def detect_device() -> str:
+    """`cuda` when PyTorch sees a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> TorchComm:
+    """Joins this process to its world and returns its line to the other ranks.
+
+    Raises EngineError when the rendezvous fails (port in use, rank 0 unreachable).
+    """
+    os.environ["DS_ACCELERATOR"] = device
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_SIZE=str(world.local_size),
+    )
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        if world.size > 1:
+            raise EngineError(
+                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, accelerate, "
+                "launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
+            )
+        os.environ["MASTER_PORT"] = str(free_port())
+    quiet()
+    import deepspeed
+    import deepspeed.ops
+    import torch
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = datetime.timedelta(seconds=timeout_s)
+    _give_every_group(timeout)
+    if device == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    if not torch.distributed.is_initialized():
+        try:
+            deepspeed.init_distributed(
+                dist_backend="nccl" if device == "cuda" else "gloo",
+                auto_mpi_discovery=False,
+                verbose=False,
+                timeout=timeout,
+                rank=world.rank,
+                world_size=world.size,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+                raise EngineError(
+                    f"MASTER_PORT {where} is in use by another program: set MASTER_PORT to a free port"
+                ) from error
+            raise EngineError(f"rank {world.rank} could not meet the others at {where}: {error}") from error
+    return TorchComm(device)
+
+
+def quiet() -> None:
+    """Leaves DeepSpeed's and torch's warnings to problems; llmtrain logs what was chosen itself."""
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"deepspeed|torch\.distributed")
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _give_every_group(timeout: datetime.timedelta) -> None:
+    """Makes `torch.distributed.new_group` pass `timeout` where its caller (DeepSpeed) passes none."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    original = getattr(distributed_c10d.new_group, "__wrapped__", distributed_c10d.new_group)
+
+    def new_group(*args: Any, **kwargs: Any) -> Any:
+        if len(args) < 2 and kwargs.get("timeout") is None:
+            kwargs["timeout"] = timeout
+        return original(*args, **kwargs)
+
+    new_group.__wrapped__ = original  # type: ignore[attr-defined]
+    distributed_c10d.new_group = new_group
+    dist.new_group = new_group

@@ -1,0 +1,67 @@
+"""Building an engine: the model in its place, the optimizer, DeepSpeed around both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+
+from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.optimizer import adamw
+from llmtrain.engine.partition import Zero3Partitioner
+from llmtrain.engine.pipeline import PipeEngine, StagePipeline
+from llmtrain.engine.zero import ZeroEngine
+from llmtrain.model.build import build_partitioned, build_stage
+from llmtrain.model.kernels import Kernels, choose_kernels
+from llmtrain.model.stages import plan_cuts
+from llmtrain.model.weights import WeightFiles
+from llmtrain.plan.plan import Plan
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def open_engine(
+    plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
+) -> ZeroEngine | PipeEngine:
+    """See `llmtrain.engine.open_engine`."""
+    run, topology = plan.run, plan.topology
+    if kernels is None:
+        kernels = choose_kernels(run.kernels, plan.device, run.precision, run.data.mask_documents)
+    device = (
+        torch.device(plan.device, torch.cuda.current_device())
+        if plan.device == "cuda"
+        else torch.device("cpu")
+    )
+    dtype = DTYPES[run.precision]
+    settings = {"recompute": run.recompute, "mask_documents": run.data.mask_documents}
+    cuts = plan_cuts(hf_config, topology.pipeline)
+    index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis
+    if topology.zero_stage == 3:
+        partitioner = Zero3Partitioner(dict(plan.deepspeed), dtype, comm.rank)
+        stage = build_partitioned(
+            hf_config, dtype, device, run.seed, weights, kernels, partitioner, **settings
+        )
+    else:
+        stage = build_stage(hf_config, cuts[index], dtype, device, run.seed, weights, kernels, **settings)
+    optimizer = adamw(stage.parameters(), run.optimizer)
+    _assert_equal_groups(comm, optimizer)
+    if topology.pipeline == 1:
+        engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=dict(plan.deepspeed))
+        return ZeroEngine(plan, stage, engine, comm, dp_rank=comm.rank)
+    factor = [1.0]
+
+    def loss_fn(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return stage.loss(hidden, labels) * factor[0]
+
+    module = StagePipeline(stage, index, topology.pipeline, loss_fn)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(plan.deepspeed))
+    pipe = PipeEngine(plan, stage, engine, comm, dp_rank=comm.rank % topology.dp)
+    pipe.loss_factor = factor
+    return pipe
+
+
+def _assert_equal_groups(comm: TorchComm, optimizer: torch.optim.Optimizer) -> None:
+    """DeepSpeed all-reduces once per parameter group in a pipeline: unequal counts would hang for ever."""
+    counts = comm.gather(len(optimizer.param_groups))
+    assert len(set(map(str, counts))) == 1, f"parameter groups differ between ranks: {counts}"

@@ -1,0 +1,102 @@
+"""Pipeline parallelism: the same Hugging Face model cut into stages, run by DeepSpeed's 1F1B schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec, PipelineModule
+
+from llmtrain.data.rows import Rows
+from llmtrain.engine.base import DeepSpeedEngineBase
+from llmtrain.engine.microbatches import micro_batch
+from llmtrain.engine.seam import EvalResult, StepResult
+from llmtrain.model.stages import StageModel
+
+
+class _Holder(torch.nn.Module):
+    """Gives a tied weight the `module.weight` form that DeepSpeed's bookkeeping expects."""
+
+    def __init__(self, weight: torch.nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+
+class StagePipeline(PipelineModule):
+    """One layer per stage, this rank's already built; ties the first and last stage's embedding."""
+
+    def __init__(self, stage: StageModel, index: int, count: int, loss_fn: Callable[..., torch.Tensor]):
+        self._tied_group: tuple[torch.nn.Parameter, Any] | None = None
+        self._tied_weight = stage.tied_weight
+        self._is_tied = stage.is_tied
+        layers = [stage if i == index else LayerSpec(torch.nn.Identity) for i in range(count)]
+        super().__init__(layers=layers, num_stages=count, loss_fn=loss_fn, partition_method="uniform")
+
+    def _index_tied_modules(self) -> dict[str, Any]:
+        """DeepSpeed's record of tied weights (its own version reads TiedLayerSpec, which renames parameters).
+
+        The gradients of both copies are summed each step, and the second is left out of the gradient norm.
+        """
+        if not self._is_tied:
+            return {}
+        found: dict[str, Any] = {}
+        for column in range(self._grid.data_parallel_size):
+            ranks = [self._grid.stage_to_global(stage_id=s, data=column) for s in (0, self.num_stages - 1)]
+            group = dist.new_group(ranks=ranks)
+            if self.global_rank in ranks:
+                weight = self._tied_weight
+                assert weight is not None, "the first or last stage of a tied model without its tied weight"
+                weight.ds_pipe_replicated = self.global_rank != ranks[0]  # type: ignore[attr-defined]
+                self._tied_group = (weight, group)
+                found["embed"] = {
+                    "ranks": ranks,
+                    "group": group,
+                    "weight_attr": ["weight"],
+                    "module": _Holder(weight),
+                }
+        return found
+
+    def get_tied_weights_and_groups(self) -> list[tuple[torch.nn.Parameter, Any]]:
+        """The tied weight of this stage and the pair of ranks that holds its two copies."""
+        return [] if self._tied_group is None else [self._tied_group]
+
+
+class PipeEngine(DeepSpeedEngineBase):
+    """All micro-batches of a step go through the stages in one call."""
+
+    # the loss function's factor; a list because DeepSpeed holds the function before this engine exists
+    loss_factor: list[float]
+
+    def _norm_group(self) -> Any:
+        return self.deepspeed.grid.get_pipe_parallel_group()
+
+    def train_step(self, rows: Rows, lr: float) -> StepResult:
+        """One optimizer step; the loss is the mean over the step's valid tokens on all ranks."""
+        batch = self.plan.batch
+        assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
+        tokens, scale = rows.valid_tokens, self.loss_scale()
+        self._write_lr(lr)
+        # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
+        self.loss_factor[0] = batch.accumulation * batch.dp / max(tokens, 1)
+        first = self.dp_rank * batch.micro * batch.accumulation
+        starts = (first + index * batch.micro for index in range(batch.accumulation))
+        loss = self.deepspeed.train_batch(data_iter=self._inputs(rows, starts))
+        return self._result(float(loss), tokens, scale)
+
+    def evaluate(self, rows: Rows) -> EvalResult:
+        """Loss over any number of rows; each data parallel column takes every dp-th micro-batch."""
+        micro, dp = self.plan.batch.micro, self.plan.batch.dp
+        rounds = -(-rows.count // (micro * dp))
+        self.loss_factor[0] = 1.0
+        starts = ((index * dp + self.dp_rank) * micro for index in range(rounds))
+        mean = self.deepspeed.eval_batch(self._inputs(rows, starts), num_micro_batches=rounds)
+        return EvalResult(float(mean) * rounds * dp, rows.valid_tokens)
+
+    def _inputs(
+        self, rows: Rows, starts: Iterator[int]
+    ) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        for start in starts:
+            tokens, positions, labels = micro_batch(rows, start, self.plan.batch.micro, self.device)
+            yield (tokens, positions), labels

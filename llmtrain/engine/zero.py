@@ -1,0 +1,49 @@
+"""ZeRO stages 0 to 3: every rank has the whole model (or its part of each tensor) and its own rows."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from llmtrain.data.rows import Rows
+from llmtrain.engine.base import DeepSpeedEngineBase
+from llmtrain.engine.microbatches import micro_batch
+from llmtrain.engine.seam import EvalResult, StepResult
+
+
+class ZeroEngine(DeepSpeedEngineBase):
+    """accumulation × (forward, backward), then one update."""
+
+    def train_step(self, rows: Rows, lr: float) -> StepResult:
+        """One optimizer step; the loss is the mean over the step's valid tokens on all ranks."""
+        batch = self.plan.batch
+        assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
+        engine, tokens = self.deepspeed, rows.valid_tokens
+        self._write_lr(lr)
+        engine.train()
+        # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
+        to_mean = batch.accumulation * batch.dp / max(tokens, 1)
+        first = self.dp_rank * batch.micro * batch.accumulation
+        scale = self.loss_scale()
+        total = torch.zeros((), device=self.device)
+        for index in range(batch.accumulation):
+            inputs = micro_batch(rows, first + index * batch.micro, batch.micro, self.device)
+            loss_sum = engine(*inputs)
+            total += loss_sum.detach()
+            engine.backward(loss_sum * to_mean)
+            engine.step()
+        dist.all_reduce(total)
+        return self._result(float(total) / max(tokens, 1), tokens, scale)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows) -> EvalResult:
+        """Loss over any number of rows; each rank takes every dp-th micro-batch, and all take equally many."""
+        micro, dp = self.plan.batch.micro, self.plan.batch.dp
+        rounds = -(-rows.count // (micro * dp))
+        self.deepspeed.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index in range(rounds):
+            start = (index * dp + self.dp_rank) * micro
+            total += self.deepspeed(*micro_batch(rows, start, micro, self.device)).double()
+        dist.all_reduce(total)
+        return EvalResult(float(total), rows.valid_tokens)
