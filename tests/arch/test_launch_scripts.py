@@ -1,0 +1,76 @@
+"""The launch scripts say exactly this to the launchers (stand-ins on PATH print what they were given)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+RUN = ["recipes/1b.yaml", "seed=2"]
+
+
+def said(
+    tmp_path: Path, script: str, arguments: list[str], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script with every launcher replaced by a program that prints its own command line."""
+    for name in ("deepspeed", "torchrun", "accelerate", "srun"):
+        stand_in = tmp_path / name
+        stand_in.write_text('#!/bin/sh\necho "$(basename $0) $*"\n')
+        stand_in.chmod(0o755)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node-7\necho node-8\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env={"PATH": path, **environment}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment", "line"),
+    [
+        ("deepspeed.sh", RUN, {}, "deepspeed"),
+        ("deepspeed.sh", RUN, {"GPUS": "4"}, "deepspeed --num_gpus 4"),
+        ("deepspeed.sh", RUN, {"HOSTFILE": "hosts"}, "deepspeed --hostfile hosts"),
+        ("torchrun.sh", RUN, {}, "torchrun --standalone --nproc-per-node gpu"),
+        (
+            "torchrun.sh", RUN, {"NODES": "2", "HEAD": "a:1", "GPUS": "8"},
+            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint a:1 --nproc-per-node 8",
+        ),
+        (
+            "accelerate.sh", ["launch/accelerate/zero3.yaml", *RUN], {"PROCESSES": "16"},
+            "accelerate launch --config_file launch/accelerate/zero3.yaml --num_processes 16",
+        ),
+        (
+            "slurm.sbatch", RUN, {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_JOB_ID": "5"},
+            "srun --kill-on-bad-exit=1 .venv/bin/python",
+        ),
+    ],
+)  # fmt: skip
+def test_launcher_is_called_so(
+    tmp_path: Path, script: str, arguments: list[str], environment: dict[str, str], line: str
+) -> None:
+    done = said(tmp_path, script, arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    flag = "--module" if script == "deepspeed.sh" else "-m"
+    assert done.stdout.strip() == " ".join([line, flag, "llmtrain.train", *RUN])
+
+
+@pytest.mark.parametrize("script", ["deepspeed.sh", "torchrun.sh", "accelerate.sh", "slurm.sbatch"])
+def test_script_without_a_run_says_how_to_use_it(tmp_path: Path, script: str) -> None:
+    done = said(tmp_path, script, [])
+    assert done.returncode != 0
+    assert "usage:" in done.stderr
+
+
+def test_kubernetes_job_is_a_torchrun_of_the_same_entry() -> None:
+    job = yaml.safe_load((LAUNCH / "k8s.yaml").read_text())
+    worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert worker["containers"][0]["command"][:3] == ["torchrun", "-m", "llmtrain.train"]
+    assert {mount["name"] for mount in worker["containers"][0]["volumeMounts"]} == {
+        v["name"] for v in worker["volumes"]
+    }

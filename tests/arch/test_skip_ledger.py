@@ -1,0 +1,32 @@
+"""The skip ledger: a listed reason passes, any other fails the session and is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).parents[1] / "conftest.py"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("def test_a():\n    pytest.skip('needs a CUDA device: none here')", 0),
+        ("def test_a():\n    pytest.skip('I had no time')", 1),
+        ("pytest.skip('not today', allow_module_level=True)", 1),
+        ("@pytest.mark.xfail\ndef test_a():\n    assert False", 0),
+    ],
+)
+def test_only_listed_skips_pass(tmp_path: Path, body: str, status: int) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
+    (tmp_path / "skips.txt").write_text("# why\nneeds a CUDA device*\n")
+    (tmp_path / "test_one.py").write_text(f"import pytest\n\n{body}\n\n\ndef test_b():\n    pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    assert ("not in tests/skips.txt" in done.stdout) == (status == 1)
