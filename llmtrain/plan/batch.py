@@ -1,0 +1,84 @@
+"""Batch arithmetic: rows per step = micro × accumulation × dp, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Tokens of one micro-batch beyond which a bigger one no longer makes a step faster.
+TOKENS_PER_MICRO = {"cuda": 16384, "cpu": 4096}
+# A pipeline of p stages idles (p-1)/(m+p-1) of the time with m micro-batches: below 1/5 from m = 4p on.
+MICRO_BATCHES_PER_STAGE = 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """`rows` per optimizer step over all ranks = `micro` per rank and forward × `accumulation` × `dp`."""
+
+    rows: int
+    micro: int
+    accumulation: int
+    dp: int
+
+    def __post_init__(self) -> None:
+        assert self.rows == self.micro * self.accumulation * self.dp, f"rows don't add up: {self}"
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of `number`, ascending."""
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def nearest_multiples(number: int, factor: int) -> tuple[int, ...]:
+    """The multiples of `factor` next to `number`, below (when there is one) and above."""
+    below = number // factor * factor
+    return tuple(n for n in (below, below + factor) if n > 0)
+
+
+def nearest_values(number: int, allowed: list[int]) -> tuple[int, ...]:
+    """The allowed values next to `number`, below and above where there are such."""
+    below = [n for n in allowed if n < number]
+    above = [n for n in allowed if n > number]
+    return tuple(below[-1:] + above[:1])
+
+
+def plan_batch(
+    rows: int,
+    dp: int,
+    *,
+    micro: int | None = None,
+    accumulation: int | None = None,
+    seq_len: int = 1024,
+    pipeline: int = 1,
+    device: str = "cuda",
+    most_rows: int | None = None,
+) -> tuple[BatchPlan, str]:
+    """The batch and, in words, why `micro` is what it is.
+
+    micro, accumulation: given by the user, or None to be chosen; most_rows: the rows of a micro-batch that
+    fit in memory, when known. Raises ValueError, with numbers that would work, when it doesn't divide.
+    """
+    if rows % dp:
+        works = " or ".join(map(str, nearest_multiples(rows, dp)))
+        raise ValueError(f"{rows} rows can't be shared by {dp} data-parallel ranks; use {works} rows")
+    share = rows // dp
+    if micro is not None:
+        if share % micro:
+            works = " or ".join(map(str, nearest_values(micro, divisors(share))))
+            raise ValueError(f"a rank's {share} rows don't divide into micro-batches of {micro}; use {works}")
+        return BatchPlan(rows, micro, share // micro, dp), "given"
+    if accumulation is not None:
+        if share % accumulation:
+            works = " or ".join(map(str, nearest_values(accumulation, divisors(share))))
+            raise ValueError(f"a rank's {share} rows don't divide into {accumulation} micro-batches; use {works}")
+        return BatchPlan(rows, share // accumulation, accumulation, dp), "rows ÷ ranks ÷ accumulation"
+    limits = [(max(1, TOKENS_PER_MICRO[device] // seq_len), f"{TOKENS_PER_MICRO[device]} tokens a micro-batch")]
+    if most_rows is not None:
+        limits.append((max(1, most_rows), f"memory for {most_rows} rows"))
+    if pipeline > 1:
+        wanted = MICRO_BATCHES_PER_STAGE * pipeline
+        limits.append((max(1, share // wanted), f"{wanted} micro-batches for {pipeline} stages"))
+    limit, why = min(limits)
+    chosen = max(n for n in divisors(share) if n <= limit)
+    reason = "all of a rank's rows" if chosen == share else f"largest divisor of {share} rows within {why}"
+    return BatchPlan(rows, chosen, share // chosen, dp), f"auto: {reason}"

@@ -1,0 +1,102 @@
+"""What can't go together: strategy, precision, device, world and batch, each refused with the way out."""
+
+from __future__ import annotations
+
+from llmtrain.config.deepspeed import zero_stage
+from llmtrain.config.load import LoadedRun
+from llmtrain.config.template import Template
+from llmtrain.errors import Problem
+from llmtrain.plan.batch import divisors, nearest_values
+from llmtrain.plan.topology import Topology
+
+_ZERO = "zero_optimization."
+
+
+def strategy_problems(loaded: LoadedRun, template: Template, world: int, device: str) -> list[Problem]:
+    """Every contradiction between the run, the strategy, the number of ranks and the device."""
+    return [
+        *_pipeline_problems(loaded, template, world),
+        *_device_problems(loaded, template, device),
+        *_zero_problems(loaded, template, world),
+    ]
+
+
+def _pipeline_problems(loaded: LoadedRun, template: Template, world: int) -> list[Problem]:
+    pipeline = loaded.config.parallel.pipeline
+    problems: list[Problem] = []
+    origin = loaded.origin("parallel.pipeline")
+    if world % pipeline:
+        works = " or ".join(map(str, nearest_values(pipeline, divisors(world))))
+        fix = f"{world} ranks don't divide into {pipeline} stages; use {works} stages, or another number of ranks"
+        problems.append(Problem("parallel.pipeline", pipeline, origin, fix))
+    stage = zero_stage(template)
+    if pipeline > 1 and stage >= 2:
+        fix = (
+            f"ZeRO-{stage} ({template.origin(_ZERO + 'stage')}) shards what a pipeline accumulates over its "
+            "micro-batches, so DeepSpeed refuses both; use deepspeed: pipeline (ZeRO-1), or pipeline: 1"
+        )
+        problems.append(Problem("parallel.pipeline", pipeline, origin, fix))
+    layers = (loaded.config.model.config or {}).get("num_hidden_layers")
+    if isinstance(layers, int) and pipeline > layers:
+        fix = f"the model has {layers} layers and every stage needs one; use at most {layers} stages"
+        problems.append(Problem("parallel.pipeline", pipeline, origin, fix))
+    return problems
+
+
+def _device_problems(loaded: LoadedRun, template: Template, device: str) -> list[Problem]:
+    if device != "cpu":
+        return []
+    problems: list[Problem] = []
+    if loaded.config.precision == "fp16":
+        fix = "DeepSpeed's CPU accelerator refuses fp16; use bf16 (or fp32)"
+        problems.append(Problem("precision", "fp16", loaded.origin("precision"), fix))
+    for name in ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"):
+        if template.said(_ZERO + name):
+            fix = "ZeRO++ quantises with CUDA kernels, which a CPU lacks; use deepspeed: zero3 here"
+            problems.append(Problem(_ZERO + name, True, template.origin(_ZERO + name), fix))
+    return problems
+
+
+def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Problem]:
+    problems: list[Problem] = []
+    stage = zero_stage(template)
+    needs = {"offload_param": (3,), "cpu_offload_param": (3,), "offload_optimizer": (1, 2, 3), "cpu_offload": (1, 2, 3)}
+    for name, stages in needs.items():
+        key = _ZERO + name
+        said = template.said(f"{key}.device") if name.startswith("offload") else template.said(key)
+        if said in (None, False, "none"):
+            continue
+        if stage not in stages:
+            fix = f"it needs ZeRO stage {' or '.join(map(str, stages))}, the file says stage {stage}; remove it"
+            problems.append(Problem(key, said, template.origin(key), fix))
+        if said == "nvme" and not template.said(f"{key}.nvme_path"):
+            fix = "name the folder on the NVMe disk, an absolute path"
+            problems.append(Problem(f"{key}.nvme_path", None, template.origin(key), fix))
+    ratio = template.said(f"{_ZERO}offload_optimizer.ratio")
+    if ratio is not None and ratio < 1 and stage != 3:
+        key = f"{_ZERO}offload_optimizer.ratio"
+        problems.append(Problem(key, ratio, template.origin(key), "only ZeRO-3 offloads a part; write 1"))
+    dp = world // loaded.config.parallel.pipeline
+    hpz = template.said(f"{_ZERO}zero_hpz_partition_size")
+    if hpz is not None and hpz > 1 and dp and dp % hpz:
+        key = f"{_ZERO}zero_hpz_partition_size"
+        works = " or ".join(map(str, nearest_values(hpz, divisors(dp))))
+        fix = f"{dp} ranks don't divide into groups of {hpz}; use {works}, or \"auto\""
+        problems.append(Problem(key, hpz, template.origin(key), fix))
+    return problems
+
+
+def batch_problem(loaded: LoadedRun, template: Template, topology: Topology, said: str) -> Problem:
+    """The failed division of plan_batch as a Problem on the field to change."""
+    run = loaded.config
+    field, value = "batch.rows", run.batch.rows
+    if run.batch.rows % topology.dp == 0:
+        if isinstance(run.batch.micro, int):
+            field, value = "batch.micro", run.batch.micro
+        else:
+            field = "gradient_accumulation_steps"
+            return Problem(field, template.said(field), template.origin(field), said)
+    shape = f"{topology.world} ranks"
+    if topology.pipeline > 1:
+        shape += f" in {topology.pipeline} stages"
+    return Problem(field, value, loaded.origin(field), f"{said} ({shape})")
