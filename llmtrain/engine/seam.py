@@ -70,16 +70,17 @@ class SliceReader(Protocol):
 class Comm(Protocol):
     """What the floors above the engine may say to the other ranks."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def barrier(self) -> None: ...
+    rank: int
+    size: int
+
+    def barrier(self) -> None:
+        """Returns when all ranks have called it."""
+
     def gather(self, value: object) -> list[object]:
-        """Every rank's JSON-serialisable `value`, in rank order, on every rank."""
+        """Every rank's `value` (anything JSON can carry), in rank order, on every rank."""
 
     def broadcast(self, value: object) -> object:
-        """Rank 0's JSON-serialisable `value` on every rank."""
+        """Rank 0's `value` (anything JSON can carry) on every rank."""
 
 
 class Engine(Protocol):

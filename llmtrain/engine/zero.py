@@ -37,7 +37,7 @@ class ZeroEngine(DeepSpeedEngineBase):
 
     @torch.no_grad()
     def evaluate(self, rows: Rows) -> EvalResult:
-        """Loss over any number of rows; each rank takes every dp-th micro-batch, and all take equally many."""
+        """Loss over any number of rows; each rank takes every dp-th micro-batch, all equally many."""
         micro, dp = self.plan.batch.micro, self.plan.batch.dp
         rounds = -(-rows.count // (micro * dp))
         self.deepspeed.eval()

@@ -1,0 +1,180 @@
+"""What the ranks of the parity tests run: llmtrain's engine, and one plain PyTorch process to compare with."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from llmtrain.config.load import load_run
+from llmtrain.config.world import World
+from llmtrain.data.rows import IGNORED, RowArrays
+
+SEQ_LEN, VOCAB, ROWS = 24, 96, 8
+
+_SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_SMALL},
+    "llama-tied": {"model_type": "llama", **_SMALL, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **_SMALL, "head_dim": 8},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_SMALL,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "tie_word_embeddings": True,
+    },
+    "mixtral": {"model_type": "mixtral", **_SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {"model_type": "olmo2", **_SMALL},
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        **{k: v for k, v in _SMALL.items() if k != "num_key_value_heads"},
+        "intermediate_size": 64,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RandomRows:
+    """Rows drawn from (seed, step): random tokens, a few documents in each row, every topology the same."""
+
+    seed: int
+    step: int
+    count: int = ROWS
+    seq_len: int = SEQ_LEN
+
+    def _all(self) -> RowArrays:
+        draw = np.random.default_rng([self.seed, self.step])
+        stream = draw.integers(0, VOCAB, (self.count, self.seq_len + 1))
+        starts = draw.random((self.count, self.seq_len + 1)) < 0.12
+        starts[:, 0] = True
+        index = np.arange(self.seq_len + 1)
+        positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+        labels = np.where(starts[:, 1:], IGNORED, stream[:, 1:])
+        return RowArrays(stream[:, :-1].copy(), labels, positions[:, :-1].copy())
+
+    @property
+    def valid_tokens(self) -> int:
+        return int((self._all().labels != IGNORED).sum())
+
+    def read(self, start: int, stop: int) -> RowArrays:
+        whole = self._all()
+        return RowArrays(whole.tokens[start:stop], whole.labels[start:stop], whole.positions[start:stop])
+
+
+def run_file(folder: str, model: str, steps: int, **sections: Any) -> Path:
+    """A run file for `model`; `sections` replace or add top-level keys."""
+    content = {
+        "name": "parity",
+        "seed": 7,
+        "model": {"config": {**MODELS[model], "vocab_size": VOCAB}},
+        "data": {"train": [{"path": "unused"}], "seq_len": SEQ_LEN},
+        "batch": {"rows": ROWS, "micro": 1},
+        "schedule": {"steps": steps, "warmup": 2},
+        "optimizer": {"lr": 3e-3, "clip": 0.5},
+        "precision": "fp32",
+        **sections,
+    }
+    path = Path(folder) / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def open_run(world: World, model: str, steps: int, **sections: Any) -> tuple[Any, Any]:
+    """(plan, engine) for a small model."""
+    from llmtrain.engine import open_engine
+    from llmtrain.model.build import hf_config
+    from llmtrain.plan.plan import make_plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_run(run_file(folder, model, steps, **sections))
+        plan = make_plan(loaded, world.size, "cpu", environ={})
+    return plan, open_engine(plan, hf_config(plan.run.model, VOCAB), world)
+
+
+def train(world: World, model: str, steps: int, **sections: Any) -> dict[str, Any]:
+    """Losses and gradient norms of `steps` steps, the loss on held-out rows before and after."""
+    plan, engine = open_run(world, model, steps, **sections)
+    held_out = RandomRows(seed=99, step=0, count=7)
+    before = engine.evaluate(held_out)
+    results = [engine.train_step(RandomRows(5, step), plan.schedule.lr(step)) for step in range(steps)]
+    after = engine.evaluate(held_out)
+    engine.close()
+    return {
+        "losses": [result.loss for result in results],
+        "norms": [result.grad_norm for result in results],
+        "eval": [before.loss, after.loss],
+        "optimizer": type(engine.deepspeed.optimizer).__name__,
+    }
+
+
+def plain(world: World, model: str, steps: int, precision: str = "fp32") -> dict[str, Any]:
+    """The same training by nothing but PyTorch and transformers: whole model, one process, whole logits."""
+    from transformers import AutoModelForCausalLM
+
+    from llmtrain.model.build import build_stage, hf_config
+    from llmtrain.model.kernels import choose_kernels
+    from llmtrain.model.stages import plan_cuts
+    from llmtrain.plan.plan import make_plan
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(load_run(run_file(folder, model, steps, precision=precision)), 1, "cpu", environ={})
+    config = hf_config(plan.run.model, VOCAB)
+    device = torch.device("cpu")
+    kernels = choose_kernels("auto", "cpu", precision, True)
+    start = build_stage(config, plan_cuts(config, 1)[0], dtype, device, plan.run.seed, None, kernels)
+    net = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    net.load_state_dict(start.hf.state_dict())
+    masters = {name: p.detach().float().clone() for name, p in net.named_parameters()}
+    section = plan.run.optimizer
+    groups = [
+        {"params": [m for m in masters.values() if m.dim() >= 2], "weight_decay": section.weight_decay},
+        {"params": [m for m in masters.values() if m.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=section.betas, eps=section.eps, foreach=False)
+
+    def loss_sum(rows: RandomRows) -> torch.Tensor:
+        arrays = rows.read(0, rows.count)
+        tokens, positions = torch.from_numpy(arrays.tokens), torch.from_numpy(arrays.positions)
+        logits = net(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
+        labels = torch.from_numpy(arrays.labels)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+    def held_out() -> float:
+        with torch.no_grad():
+            rows = RandomRows(seed=99, step=0, count=7)
+            return float(loss_sum(rows)) / rows.valid_tokens
+
+    losses, norms, evals = [], [], [held_out()]
+    for step in range(steps):
+        rows = RandomRows(5, step)
+        loss = loss_sum(rows) / rows.valid_tokens
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            masters[name].grad = parameter.grad.float()
+            parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(masters.values(), section.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.schedule.lr(step)
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                parameter.copy_(masters[name])
+        losses.append(float(loss.detach()))
+        norms.append(float(norm))
+    return {"losses": losses, "norms": norms, "eval": [*evals, held_out()]}

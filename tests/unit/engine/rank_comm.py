@@ -1,0 +1,28 @@
+"""Rank side of test_comm."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from llmtrain.config.world import World
+from llmtrain.engine import start
+
+
+def talk(world: World) -> dict[str, Any]:
+    comm = start(world, "cpu", timeout_s=17)
+    everybody = comm.gather({"rank": world.rank, "text": "é" * (world.rank * 50)})
+    told = comm.broadcast([world.rank, "from", 0] if world.rank == 0 else None)
+    total = comm.sum(torch.tensor([1.0, float(world.rank)]))
+    comm.barrier()
+    group = torch.distributed.new_group([0, 1])
+    backend = group._get_backend(torch.device("cpu"))
+    return {
+        "everybody": everybody,
+        "told": told,
+        "total": total.tolist(),
+        "timeout_s": backend.options._timeout.total_seconds(),
+        "shm": [name for name in os.listdir("/dev/shm") if name.startswith("deepspeed_")],
+    }
