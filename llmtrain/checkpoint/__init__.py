@@ -1,1 +1,8 @@
-"""To be written."""
+"""One checkpoint for every topology: slices of canonical tensors, a manifest, and a COMMIT written last."""
+
+from llmtrain.checkpoint.facts import CheckpointFacts
+from llmtrain.checkpoint.load import Checkpoint, newest
+from llmtrain.checkpoint.probe import Probe, take_probe
+from llmtrain.checkpoint.save import save
+
+__all__ = ["Checkpoint", "CheckpointFacts", "Probe", "newest", "save", "take_probe"]

@@ -1,0 +1,170 @@
+"""What a save is told about the run, and what a resume compares with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmtrain.checkpoint.manifest import Identity, Topology
+from llmtrain.checkpoint.probe import Probe
+from llmtrain.errors import CheckpointError
+
+# What a model's config holds besides the model: how it is run, who wrote the file.
+_NOT_THE_MODEL = frozenset(
+    [
+        "architectures",
+        "attn_implementation",
+        "dtype",
+        "torch_dtype",
+        "use_cache",
+        "transformers_version",
+        "experts_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+    ]
+)
+_TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+]
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A run at one moment. `rows` and `seq_len` are those of a step; `tokens` were trained on so far.
+
+    `topology`: world, pipeline, zero_stage, precision. `config`: the model's `to_dict()`.
+    `data`: whatever the model card should say of the datasets, as JSON.
+    """
+
+    step: int
+    tokens: int
+    topology: Mapping[str, Any]
+    dataset: str  # the fingerprint of all training data, in order
+    config: Mapping[str, Any]
+    vocab_size: int
+    seq_len: int
+    rows: int
+    seed: int
+    run_yaml: str
+    tokenizer_folder: Path | None = None
+    optimizer: str = "adamw"
+    probe: Probe | Mapping[str, Any] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> Identity:
+        """What must be the same when the run goes on."""
+        return Identity(
+            dataset=self.dataset,
+            model=config_hash(self.config),
+            tokenizer=tokenizer_hash(self.tokenizer_folder),
+            vocab_size=self.vocab_size,
+            seq_len=self.seq_len,
+            rows=self.rows,
+            seed=self.seed,
+            optimizer=self.optimizer,
+            precision=Topology(**self.topology).precision,
+        )
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """The content of config.json."""
+    return json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (set, frozenset, tuple)) else str(value).removeprefix("torch.")
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values that make the model, as `a.b` and value, in order."""
+    for key in sorted(config):
+        if key in _NOT_THE_MODEL or key.startswith("_"):
+            continue
+        if isinstance(config[key], Mapping):
+            yield from flat_config(config[key], f"{prefix}{key}.")
+        else:
+            yield prefix + key, config[key]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """One hash of the model that a config describes."""
+    values = dict(flat_config(json.loads(config_text(config))))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_files(folder: Path | None) -> list[Path]:
+    """The files of `folder` that are a tokenizer's (it may be a model's folder, with weights)."""
+    names = _TOKENIZER_FILES if folder else []
+    return [folder / name for name in names if (folder / name).is_file()] if folder else []
+
+
+def tokenizer_hash(folder: Path | None) -> str:
+    """sha256 of tokenizer.json, or of all files of an older kind of tokenizer; empty without one."""
+    files = tokenizer_files(folder)
+    digest = hashlib.sha256()
+    for path in [path for path in files if path.name == "tokenizer.json"] or files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if files else ""
+
+
+_ADVICE = {
+    "dataset": "a run goes on with the data it began with; for other data start a new run "
+    "with model.source set to an export of this checkpoint",
+    "tokenizer": "use the tokenizer the run began with, or start a new run from an export of this checkpoint",
+    "vocab_size": "use the tokenizer and model the run began with, or start a new run",
+    "model": "use the model the run began with, or a new output_dir for the new model",
+    "seq_len": "keep data.seq_len, or start a new run with model.source set to an export of this checkpoint",
+    "rows": "keep batch.rows, which decides the rows of each step, or start a new run from an export",
+    "seed": "keep the seed, which decides the order of the data, or start a new run from an export",
+    "optimizer": "keep optimizer.type, whose state is saved, or start a new run from an export",
+    "precision": "keep precision, or start a new run with model.source set to an export of this checkpoint",
+}
+
+
+def check_matches(where: Path, saved: Identity, config: Mapping[str, Any], facts: CheckpointFacts) -> None:
+    """Raises one CheckpointError that names every field in which the run is not the one that was saved."""
+    ours = facts.identity
+    lines = []
+    for name, advice in _ADVICE.items():
+        before, now = getattr(saved, name), getattr(ours, name)
+        if name == "model":
+            differences = _config_differences(config, facts.config)
+            if differences:
+                lines.append(f"model ({', '.join(differences)}): {advice}")
+        elif before != now:
+            lines.append(f"{name} (saved {_short(before)}, now {_short(now)}): {advice}")
+    if lines:
+        raise CheckpointError(f"{where} belongs to another run:\n  " + "\n  ".join(lines))
+
+
+def _short(value: object) -> str:
+    text = str(value) or "none"
+    return text if len(text) <= 24 else text[:12] + "…"
+
+
+def _config_differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Keys that both have and that differ; a key that only one has is another transformers version's."""
+    before = dict(flat_config(saved))
+    now = dict(flat_config(json.loads(config_text(ours))))
+    return [
+        f"{key}: saved {before[key]!r}, now {now[key]!r}"
+        for key in before
+        if key in now and before[key] != now[key]
+    ]

@@ -1,0 +1,135 @@
+"""Files that are hashed while written, synced before they count, and checked before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import Field
+
+from llmtrain.config.schema import Section
+from llmtrain.errors import CheckpointError
+
+PRIVATE_FILE = 0o640  # owner and group; the umask takes away more, never adds
+PRIVATE_FOLDER = 0o750
+PIECE = 8 << 20  # bytes handed to the hash and to the disk at a time
+
+# One flat name: no separator, no leading dot, no NUL, so a name from a manifest can't leave its folder.
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+
+
+class FileEntry(Section):
+    """One file of a checkpoint: a flat name, its size in bytes, its sha256 in hex."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class HashedFile:
+    """A new file whose sha256 is computed in a second thread while the same bytes go to the disk.
+
+    hashlib and os.write both release the interpreter lock, so a save costs the slower of the two and
+    not their sum. `finish` syncs; without it the file is closed and nothing is claimed about it.
+    """
+
+    def __init__(self, path: Path, mode: int = PRIVATE_FILE):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.path = path
+        self.size = 0
+        self._descriptor = os.open(path, flags, mode)
+        self._hash = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Appends `data`; it may be reused as soon as this returns."""
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE):
+            piece = view[start : start + PIECE]
+            hashed = self._hasher.submit(self._hash.update, piece)
+            try:
+                self._write_all(piece)
+            finally:
+                hashed.result()
+
+    def _write_all(self, piece: memoryview) -> None:
+        while len(piece):
+            written = os.write(self._descriptor, piece)
+            self.size += written
+            piece = piece[written:]
+
+    def finish(self) -> FileEntry:
+        """Syncs to the disk and tells what was written."""
+        os.fsync(self._descriptor)
+        return FileEntry(name=self.path.name, size=self.size, sha256=self._hash.hexdigest())
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hasher.shutdown()
+        os.close(self._descriptor)
+
+
+def write_file(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> FileEntry:
+    """Writes and syncs a small new file."""
+    with HashedFile(path, mode) as file:
+        file.write(content)
+        return file.finish()
+
+
+def open_plain(folder: Path, name: str) -> int:
+    """A descriptor of the regular file `name` in `folder`; links are not followed.
+
+    Raises CheckpointError when it is missing or anything else than a regular file.
+    """
+    path = folder / name
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise CheckpointError(f"{path} is a link or not a plain file, so it is not read")
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror})") from None
+
+
+def read_plain(folder: Path, name: str, limit: int = 1 << 30) -> bytes:
+    """The content of a small plain file."""
+    with open(open_plain(folder, name), "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise CheckpointError(f"{folder / name} is larger than {limit} bytes, so it is not read")
+    return content
+
+
+def check_file(folder: Path, entry: FileEntry, hashed: bool = True) -> None:
+    """Raises CheckpointError, naming the file, unless its size (and its sha256) is the entry's."""
+    path = folder / entry.name
+    with open(open_plain(folder, entry.name), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.size:
+            raise CheckpointError(f"{path} has {size} bytes, its manifest says {entry.size}")
+        if not hashed:
+            return
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(min(PIECE, max(size, 1))))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    if digest.hexdigest() != entry.sha256:
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from its manifest's")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

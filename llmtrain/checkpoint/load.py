@@ -1,0 +1,140 @@
+"""Loading: the newest checkpoint that is whole, verified before a value of it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmtrain.checkpoint.agree import Alone
+from llmtrain.checkpoint.facts import CheckpointFacts, check_matches
+from llmtrain.checkpoint.files import check_file, read_plain
+from llmtrain.checkpoint.manifest import CONFIG, RUN, Manifest, is_committed, read_manifest, step_folders
+from llmtrain.checkpoint.reader import CheckpointReader
+from llmtrain.engine.seam import Comm
+from llmtrain.errors import CheckpointError
+
+_HASHERS = 4  # threads; hashlib releases the interpreter lock
+
+
+class Checkpoint:
+    """One committed checkpoint. Opening it reads COMMIT and the manifest, and nothing else."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind it."""
+        return self.manifest.step
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What `Engine.load` takes beside the reader."""
+        return dict(self.manifest.scalars)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The transformers model's config."""
+        content: dict[str, Any] = json.loads(read_plain(self.path, CONFIG))
+        return content
+
+    @property
+    def run_yaml(self) -> str:
+        """The run file as it was given."""
+        return read_plain(self.path, RUN).decode()
+
+    def verify(self, comm: Comm | None = None) -> None:
+        """Raises CheckpointError, naming the file, unless every file has its size and sha256.
+
+        With `comm` each rank hashes its share and all ranks raise alike.
+        """
+        comm = comm or Alone()
+        answers = comm.gather(_failure(lambda: self._verify_share(comm)))
+        for answer in answers:
+            if answer:
+                raise CheckpointError(str(answer))
+
+    def _verify_share(self, comm: Comm) -> None:
+        entries = self.manifest.files
+        listed = {entry.name for entry in entries}
+        for path in self.path.glob("rank-*.safetensors"):
+            if path.name not in listed:
+                raise CheckpointError(f"{path} is not in the manifest: it is of another checkpoint")
+        for entry in entries:
+            check_file(self.path, entry, hashed=False)
+        share = sorted(entries, key=lambda entry: -entry.size)[comm.rank :: comm.size]
+        with ThreadPoolExecutor(_HASHERS, thread_name_prefix="verify") as pool:
+            for done in [pool.submit(check_file, self.path, entry) for entry in share]:
+                done.result()
+
+    def check_matches(self, facts: CheckpointFacts) -> None:
+        """Raises a CheckpointError that names every field in which `facts` is another run."""
+        check_matches(self.path, self.manifest.identity, self.config, facts)
+
+    def reader(self) -> CheckpointReader:
+        """Where an engine of any topology gets its state from."""
+        return CheckpointReader(self.path, self.manifest)
+
+
+def newest(
+    run_folder: Path,
+    on_reject: Callable[[Path, str], None] | None = None,
+    comm: Comm | None = None,
+) -> Checkpoint | None:
+    """The newest committed checkpoint of a run that verifies, or None when none was ever committed.
+
+    Each folder passed over is reported to `on_reject(path, reason)`. Given `comm`, every rank calls it,
+    the ranks share the hashing, and all return the same. Raises CheckpointError when checkpoints are
+    there and every one is damaged: a run never starts over in silence.
+    """
+    comm = comm or Alone()
+    names: Any = comm.broadcast([str(path.absolute()) for path in step_folders(Path(run_folder))])
+    refused = []
+    for path in map(Path, names):
+        reason, checkpoint = _verified(path, comm)
+        if checkpoint is not None:
+            return checkpoint
+        if on_reject:
+            on_reject(path, reason)
+        if is_committed(path):
+            refused.append(f"{path.name}: {reason}")
+    if refused:
+        raise CheckpointError(
+            f"no checkpoint in {Path(run_folder)} can be used, and a run does not silently start over:\n  "
+            + "\n  ".join(refused)
+            + "\nRestore one from a copy, or give the run a new output_dir to start at step 0"
+        )
+    return None
+
+
+def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:
+    """The same answer on all ranks: the checkpoint, or why it is passed over."""
+    found: list[Checkpoint] = []
+
+    def opened() -> None:
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link, so it is not followed")
+        found.append(Checkpoint(path))
+
+    for answer in comm.gather(_failure(opened)):
+        if answer:
+            return str(answer), None
+    try:
+        found[0].verify(comm)
+    except CheckpointError as error:
+        return str(error), None
+    return "", found[0]
+
+
+def _failure(work: Callable[[], None]) -> str:
+    """Why `work` failed, or an empty string; a disk that can't be read is one more damage."""
+    try:
+        work()
+    except (CheckpointError, OSError) as error:
+        return str(error) or type(error).__name__
+    return ""

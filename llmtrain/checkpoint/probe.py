@@ -1,0 +1,71 @@
+"""A few fixed rows and the loss an engine computed on them: the proof that a later load is the same model.
+
+`python -m llmtrain.checkpoint.probe FOLDER` reads a probe as JSON from stdin, loads FOLDER with
+transformers alone, and prints the loss it gets: what a user of the exported model would get.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.schema import Section
+from llmtrain.data.rows import Rows
+from llmtrain.engine.seam import Engine
+
+_Row = tuple[int, ...]
+
+
+class Probe(Section):
+    """Rows [n][s] as in `RowArrays`, and `loss`: the mean cross-entropy over their valid labels, in nats."""
+
+    tokens: tuple[_Row, ...]
+    positions: tuple[_Row, ...]
+    labels: tuple[_Row, ...]
+    loss: float
+
+
+def take_probe(engine: Engine, rows: Rows) -> Probe:
+    """What the engine makes of `rows` (a few) now; every rank calls it and gets the same."""
+    arrays = rows.read(0, rows.count)
+    return Probe(
+        tokens=arrays.tokens.tolist(),
+        positions=arrays.positions.tolist(),
+        labels=arrays.labels.tolist(),
+        loss=engine.evaluate(rows).loss,
+    )
+
+
+def loss_of(model: Any, probe: Probe) -> float:
+    """The loss of a transformers causal LM on the probe's rows, row by row, summed in fp32."""
+    import torch
+
+    total, valid = 0.0, 0
+    with torch.inference_mode():
+        for tokens, positions, labels in zip(probe.tokens, probe.positions, probe.labels, strict=True):
+            logits = model(
+                input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=False
+            ).logits
+            wanted = torch.tensor(labels)
+            total += float(torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="sum"))
+            valid += int((wanted >= 0).sum())
+    return total / max(valid, 1)
+
+
+def _main() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    folder = Path(sys.argv[1])
+    probe = Probe.model_validate_json(sys.stdin.read())
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
+    wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
+    print(json.dumps({"loss": loss_of(model.eval(), probe), "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    _main()
