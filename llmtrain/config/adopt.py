@@ -6,6 +6,7 @@ does not, and two places that say different things are an error that names both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ _ADAM_NAMES = ("adam", "adamw")
 
 
 def adopt(loaded: LoadedRun, template: Template) -> LoadedRun:
-    """The run with the file's concrete values in it. Raises ConfigError naming both places of a contradiction."""
+    """The run with the file's concrete values in it; a contradiction raises ConfigError with both places."""
     adopted, problems = try_adopt(loaded, template)
     if problems:
         raise ConfigError(problems)
@@ -47,7 +48,7 @@ def try_adopt(loaded: LoadedRun, template: Template) -> tuple[LoadedRun, list[Pr
         (key, field, template.said(key)) for key, field in _SAME.items() if template.said(key) is not None
     ]
     wishes += _precision_wishes(template, loaded.config, problems)
-    wishes += _optimizer_and_scheduler(template, problems)
+    wishes += _optimizer_and_scheduler(template, loaded.config, problems)
     for key, field, value in wishes:
         loaded = _take(loaded, template, key, field, value, problems)
     return loaded, problems
@@ -62,22 +63,23 @@ def _take(
     if current == value and (field in loaded.explicit or loaded.origin(field) != "default"):
         return loaded
     if field in loaded.explicit and current != AUTO:
-        fix = f'{field} = {current!r} ({loaded.origin(field)}) says otherwise; write "auto" in one of them'
-        if not _takes_auto(field):
-            fix = f'{field} = {current!r} ({loaded.origin(field)}) says otherwise; keep one, with "auto" here'
+        fix = f"{field} = {current!r} ({loaded.origin(field)}) says otherwise; keep one: {_way_out(key)}"
         problems.append(Problem(key, value, template.origin(key), fix))
         return loaded
     try:
         config = _written(loaded.config, field, value)
     except ValidationError as error:
-        problems.append(Problem(key, value, template.origin(key), error.errors()[0]["msg"].lower()))
+        said = error.errors()[0]["msg"].removeprefix("Input should be ")
+        problems.append(Problem(key, value, template.origin(key), f"must be {said}"))
         return loaded
     origins = {**loaded.origins, field: template.origin(key)}
     return replace(loaded, config=config, origins=origins)
 
 
-def _takes_auto(field: str) -> bool:
-    return field == "batch.micro"
+def _way_out(key: str) -> str:
+    if key == "scheduler.type":
+        return "remove the scheduler here, or the field from the run"
+    return 'write "auto" here, or take the field out of the run'
 
 
 def _read(config: RunConfig, field: str) -> Any:
@@ -118,7 +120,9 @@ def _precision_wishes(
     return []
 
 
-def _optimizer_and_scheduler(template: Template, problems: list[Problem]) -> list[tuple[str, str, Any]]:
+def _optimizer_and_scheduler(
+    template: Template, run: RunConfig, problems: list[Problem]
+) -> list[tuple[str, str, Any]]:
     name = template.said("optimizer.type")
     if name is not None and str(name).lower() not in _ADAM_NAMES:
         fix = "llmtrain trains with AdamW; write AdamW, or remove the optimizer section"
@@ -127,7 +131,7 @@ def _optimizer_and_scheduler(template: Template, problems: list[Problem]) -> lis
     if kind is None:
         return []
     if kind not in _DECAYS:
-        fix = f"can't be honoured; use {', '.join(_DECAYS)}, or remove the scheduler and set schedule in the run"
+        fix = f"can't be honoured; use {', '.join(_DECAYS)}, or remove it and set the run's schedule"
         problems.append(Problem("scheduler.type", kind, template.origin("scheduler.type"), fix))
         return []
     wishes: list[tuple[str, str, Any]] = [("scheduler.type", "schedule.decay", _DECAYS[kind])]
@@ -140,7 +144,9 @@ def _optimizer_and_scheduler(template: Template, problems: list[Problem]) -> lis
         ("cos_min_ratio", "schedule.min_lr_ratio"),
     ):
         value = template.said(params + name)
-        if value is not None:
+        share = run.schedule.warmup * (run.schedule.steps or 0)
+        same_steps = name == "warmup_num_steps" and share > 0 and value == math.ceil(share)
+        if value is not None and not same_steps:
             wishes.append((params + name, field, value))
     refusals = {
         "warmup_min_lr": (0, 0.0),

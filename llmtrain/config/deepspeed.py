@@ -122,7 +122,10 @@ def _precision(template: Template, run: RunConfig) -> dict[str, Any]:
     """Both 16-bit blocks, explicit whether on or off."""
     keys = TOP.keys or {}
     bf16 = template.content.get("bf16", template.content.get("bfloat16", {}))
-    blocks = {"bf16": _filled(bf16, keys["bf16"]), "fp16": _filled(template.content.get("fp16", {}), keys["fp16"])}
+    blocks = {
+        "bf16": _filled(bf16, keys["bf16"]),
+        "fp16": _filled(template.content.get("fp16", {}), keys["fp16"]),
+    }
     for name, block in blocks.items():
         block["enabled"] = run.precision == name
     return blocks

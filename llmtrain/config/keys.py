@@ -23,6 +23,7 @@ class Key:
     choices: tuple[Any, ...] = ()
     keys: Mapping[str, Key] | None = None  # of a section
     refused: str = ""  # why llmtrain can't honour it, and the way out
+    least: float = 0  # of a number
     harmless: tuple[Any, ...] = ()  # values at which a refused key asks for nothing
     stages: tuple[int, ...] = (0, 1, 2, 3)  # ZeRO stages in which it matters: there it is made explicit
 
@@ -75,7 +76,9 @@ OFFLOAD_OPTIMIZER = _section(
     pipeline_write=_flag(False),
     fast_init=_flag(False),
     ratio=_number(1.0),
-    super_offload=_refused("SuperOffload needs DeepSpeed's own CPU Adam, built by a compiler; remove it", False),
+    super_offload=_refused(
+        "SuperOffload needs DeepSpeed's own CPU Adam, built by a compiler; remove it", False
+    ),
     cpuadam_cores_perc=_number(0.8),
 )
 OFFLOAD_PARAM = _section(
@@ -170,10 +173,10 @@ FP16 = _section(
     auto_cast=_flag(False),
     loss_scale=_number(0),
     initial_scale_power=_whole(16),
-    loss_scale_window=_whole(1000),
+    loss_scale_window=Key("whole", 1000, least=1),
     hysteresis=_whole(2),
     consecutive_hysteresis=_flag(False),
-    min_loss_scale=_whole(1),
+    min_loss_scale=Key("whole", 1, least=1),
     fp16_master_weights_and_grads=_refused(_FP32_MASTER, False),
 )
 OPTIMIZER = _section(
@@ -213,7 +216,7 @@ ACTIVATION_CHECKPOINTING = _section(
 )
 PIPELINE = _section(
     stages=_whole(1),
-    partition=_refused("llmtrain balances the stages itself; write \"auto\" or remove it", "best", "uniform"),
+    partition=_refused('llmtrain balances the stages itself; write "auto" or remove it', "best", "uniform"),
     seed_layers=_refused("weights are drawn by parameter name in every topology; remove it", False),
     activation_checkpoint_interval=_refused(_RECOMPUTE, 0),
     pipe_partitioned=_flag(True),
@@ -240,13 +243,17 @@ TORCH_AUTOCAST = _section(
     lower_precision_safe_modules=Key("any"),
 )
 COMMS_LOGGER = _section(
-    enabled=_flag(False), prof_all=_flag(True), prof_ops=Key("list", []), verbose=_flag(False), debug=_flag(False)
+    enabled=_flag(False),
+    prof_all=_flag(True),
+    prof_ops=Key("list", []),
+    verbose=_flag(False),
+    debug=_flag(False),
 )
 FLOPS_PROFILER = _section(
     enabled=_flag(False),
     recompute_fwd_factor=_number(0.0),
     profile_step=_whole(1),
-    module_depth=_whole(-1),
+    module_depth=Key("whole", -1, least=-1),
     top_modules=_whole(1),
     detailed=_flag(True),
     output_file=_text(),
@@ -269,9 +276,9 @@ COMET = _section(
 )
 
 TOP = _section(
-    train_batch_size=_whole(),
-    train_micro_batch_size_per_gpu=_whole(),
-    gradient_accumulation_steps=_whole(),
+    train_batch_size=Key("whole", least=1),
+    train_micro_batch_size_per_gpu=Key("whole", least=1),
+    gradient_accumulation_steps=Key("whole", least=1),
     gradient_clipping=_number(),
     managed_gradient_accumulation=_refused("llmtrain leaves accumulation to DeepSpeed; remove it", True),
     steps_per_print=Key("any"),
@@ -282,7 +289,7 @@ TOP = _section(
     seq_parallel_communication_data_type=_choice("fp32", "fp16", "bf16"),
     prescale_gradients=_flag(False),
     gradient_predivide_factor=_number(1.0),
-    gradient_allreduce_op=_refused("the loss is a mean over the tokens of a step; write \"mean\"", "mean"),
+    gradient_allreduce_op=_refused('the loss is a mean over the tokens of a step; write "mean"', "mean"),
     zero_optimization=ZERO_OPTIMIZATION,
     zero_allow_untested_optimizer=_flag(False),
     zero_force_ds_cpu_optimizer=_refused(
@@ -309,14 +316,18 @@ TOP = _section(
     memory_breakdown=_flag(False),
     log_level=_text(),
     vocabulary_size=_whole(),
-    dataloader_drop_last=_refused("llmtrain reads rows by step, without DeepSpeed's loader; remove it", False),
+    dataloader_drop_last=_refused(
+        "llmtrain reads rows by step, without DeepSpeed's loader; remove it", False
+    ),
     checkpoint=_refused(_OWN_CHECKPOINT, {}),
     datastates_ckpt=_refused(_OWN_CHECKPOINT, *_OFF),
     compile=_refused(_COMPILE, {}, {"deepcompile": False}),
     autotuning=_refused("`llmtrain plan` sizes a run before it starts; remove it", *_OFF),
     hybrid_engine=_refused("it serves RLHF generation only; remove it", *_OFF),
     weight_quantization=_refused("training weights are not quantised; remove it", {}),
-    data_efficiency=_refused("data order is arithmetic in llmtrain (data.train in the run); remove it", *_OFF),
+    data_efficiency=_refused(
+        "data order is arithmetic in llmtrain (data.train in the run); remove it", *_OFF
+    ),
     tensor_parallel=_refused(_CONSTANT_WORLD, {}, {"autotp_size": 0}, {"autotp_size": 1}),
     sequence_parallel_size=_refused(_CONSTANT_WORLD, 1),
     expert_parallel=_refused(_CONSTANT_WORLD, *_OFF),

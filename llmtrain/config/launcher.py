@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmtrain.config.merge import merge
 from llmtrain.config.template import AUTO, Template, read_template
 from llmtrain.errors import ConfigError, Problem
 
@@ -29,8 +30,12 @@ def from_accelerate(environ: Mapping[str, str]) -> Template | None:
     config_file = environ.get(f"{_DS}CONFIG_FILE", "none")
     if config_file.lower() != "none":
         template = _from_file(config_file, problems)
+        if not problems:  # accelerate itself would ignore fields beside a file; here they must agree
+            fields = _from_fields(environ, problems, default_stage=template.said("zero_optimization.stage"))
+            template, clashes = _beside_file(template, fields)
+            problems += clashes
     else:
-        template = _from_fields(environ, problems)
+        template = _from_fields(environ, problems, default_stage=2)
     precision = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision in ("bf16", "fp16"):
         template = _with_precision(template, precision, problems)
@@ -78,8 +83,19 @@ def _from_file(path: str, problems: list[Problem]) -> Template:
     return Template(f"{template.source} (accelerate deepspeed_config_file)", template.content)
 
 
-def _from_fields(environ: Mapping[str, str], problems: list[Problem]) -> Template:
-    """accelerate's DeepSpeed plugin fields as a template. Its default stage is 2."""
+def _beside_file(template: Template, fields: Template) -> tuple[Template, list[Problem]]:
+    """The file with accelerate's fields beside it; offloading that only the file names is no contradiction."""
+    zero = dict(fields.content["zero_optimization"])
+    for name in ("offload_optimizer", "offload_param"):
+        said = template.content.get("zero_optimization")
+        if isinstance(said, dict) and name in said:
+            zero.setdefault(name, said[name])
+    content = {**fields.content, "zero_optimization": zero}
+    return merge(template, Template(fields.source, content, fields.origins), template.source)
+
+
+def _from_fields(environ: Mapping[str, str], problems: list[Problem], default_stage: Any) -> Template:
+    """accelerate's DeepSpeed plugin fields as a template. Without a file its default stage is 2."""
     zero: dict[str, Any] = {}
     content: dict[str, Any] = {"zero_optimization": zero}
     origins: dict[str, str] = {}
@@ -87,10 +103,14 @@ def _from_fields(environ: Mapping[str, str], problems: list[Problem]) -> Templat
     def note(key: str, field: str) -> None:
         origins[key] = _origin(field)
 
-    zero["stage"] = _number(environ, f"{_DS}ZERO_STAGE", "zero_stage", 2, problems)
+    zero["stage"] = _number(environ, f"{_DS}ZERO_STAGE", "zero_stage", default_stage, problems)
     note("zero_optimization.stage", "zero_stage")
     for variable, key, field in (
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", "gradient_accumulation_steps"),
+        (
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+            "gradient_accumulation_steps",
+            "gradient_accumulation_steps",
+        ),
         ("ACCELERATE_GRADIENT_CLIPPING", "gradient_clipping", "gradient_clipping"),
     ):
         value = _number(environ, variable, field, AUTO, problems)

@@ -56,9 +56,13 @@ def _place(location: tuple[Any, ...], content: Any) -> tuple[KeyPath, Any]:
     """The part of pydantic's location that exists in `content` (the rest are union labels), and its value."""
     path: list[str] = []
     for part in location:
-        if isinstance(content, dict) and part in content:
-            content = content[part]
-        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+        if (
+            isinstance(content, dict)
+            and part in content
+            or isinstance(content, list)
+            and isinstance(part, int)
+            and part < len(content)
+        ):
             content = content[part]
         else:
             break

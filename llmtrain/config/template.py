@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,7 +121,9 @@ def _sift(
             continue
         key = section.keys.get(name)
         if key is None:
-            problems.append(Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(name, section)}"))
+            problems.append(
+                Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(name, section)}")
+            )
         elif key.refused:
             if value not in (*key.harmless, AUTO, None):
                 shown = None if isinstance(value, dict) else value
@@ -148,7 +151,9 @@ def _hint(name: str, section: Key) -> str:
     found = nearest(name, section.keys)
     if found:
         return found
-    places = [place for place in _places(name, TOP, "") if place != name] + ([name] if name in TOP.keys else [])  # type: ignore[operator]
+    places = [place for place in _places(name, TOP, "") if place != name] + (
+        [name] if name in TOP.keys else []
+    )  # type: ignore[operator]
     return f"did you mean '{places[0]}'?" if places else f"known here: {', '.join(section.keys)}"
 
 
@@ -171,10 +176,12 @@ def _wrong(value: Any, key: Key) -> str:
         return ""
     if key.kind == "flag":
         return "" if isinstance(value, bool) else "must be true or false"
-    if key.kind == "whole":
-        return "" if number and float(value).is_integer() else "must be a whole number"
-    if key.kind == "number":
-        return "" if number else "must be a number"
+    if key.kind in ("whole", "number"):
+        wanted = "a whole number" if key.kind == "whole" else "a number"
+        right = number and math.isfinite(value) and value >= key.least
+        if right and (key.kind == "number" or float(value).is_integer()):
+            return ""
+        return f"must be {wanted}, at least {key.least:g}"
     if key.kind == "list":
         return "" if isinstance(value, list) else "must be a list"
     return "" if isinstance(value, str) else "must be text"

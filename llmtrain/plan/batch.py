@@ -70,9 +70,13 @@ def plan_batch(
     if accumulation is not None:
         if share % accumulation:
             works = " or ".join(map(str, nearest_values(accumulation, divisors(share))))
-            raise ValueError(f"a rank's {share} rows don't divide into {accumulation} micro-batches; use {works}")
+            raise ValueError(
+                f"a rank's {share} rows don't divide into {accumulation} micro-batches; use {works}"
+            )
         return BatchPlan(rows, share // accumulation, accumulation, dp), "rows ÷ ranks ÷ accumulation"
-    limits = [(max(1, TOKENS_PER_MICRO[device] // seq_len), f"{TOKENS_PER_MICRO[device]} tokens a micro-batch")]
+    limits = [
+        (max(1, TOKENS_PER_MICRO[device] // seq_len), f"{TOKENS_PER_MICRO[device]} tokens a micro-batch")
+    ]
     if most_rows is not None:
         limits.append((max(1, most_rows), f"memory for {most_rows} rows"))
     if pipeline > 1:

@@ -18,6 +18,8 @@ from llmtrain.config.strategy import choose_template
 from llmtrain.config.template import Template, sift
 from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
+from llmtrain.plan.memory import rows_that_fit
+from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.rules import batch_problem, strategy_problems
 from llmtrain.plan.schedule import Schedule, steps_for_tokens, warmup_steps
 from llmtrain.plan.topology import Topology
@@ -46,11 +48,13 @@ def make_plan(
     world: int,
     device: str,
     environ: Mapping[str, str] = os.environ,
-    most_rows: int | None = None,
+    device_memory: int | None = None,
+    shape: ModelShape | None = None,
 ) -> Plan:
     """Plans a run on `world` ranks of `device` ("cpu" or "cuda").
 
-    most_rows: rows of a micro-batch that fit in memory, when known. Raises ConfigError with every problem.
+    device_memory: bytes of one device, and shape: the model's sizes (default: what model.config says); with
+    both known, `batch.micro: auto` keeps within memory. Raises ConfigError with every problem.
     """
     template, problems = choose_template(loaded, environ)
     template, found = sift(template)
@@ -62,6 +66,14 @@ def make_plan(
     if world % run.parallel.pipeline:
         raise ConfigError(problems)
     topology = Topology(world, run.parallel.pipeline, zero_stage(template))
+    shape = shape or shape_of(run.model.config or {})
+    most_rows = None
+    if device_memory is not None and shape is not None and not problems:
+        trial = resolve(template, run, 1, 1, world, device)
+        parts = {"dp": topology.dp, "pipeline": topology.pipeline, "accumulation": topology.pipeline}
+        most_rows = rows_that_fit(
+            shape, trial, device_memory, seq_len=run.data.seq_len, recompute=run.recompute, **parts
+        )
     batch, loaded = _batch(loaded, template, topology, device, most_rows, problems)
     schedule = _schedule(loaded, template, problems)
     if problems or batch is None or schedule is None:

@@ -60,14 +60,21 @@ def _device_problems(loaded: LoadedRun, template: Template, device: str) -> list
 def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Problem]:
     problems: list[Problem] = []
     stage = zero_stage(template)
-    needs = {"offload_param": (3,), "cpu_offload_param": (3,), "offload_optimizer": (1, 2, 3), "cpu_offload": (1, 2, 3)}
+    needs = {
+        "offload_param": (3,),
+        "cpu_offload_param": (3,),
+        "offload_optimizer": (1, 2, 3),
+        "cpu_offload": (1, 2, 3),
+    }
     for name, stages in needs.items():
         key = _ZERO + name
         said = template.said(f"{key}.device") if name.startswith("offload") else template.said(key)
         if said in (None, False, "none"):
             continue
         if stage not in stages:
-            fix = f"it needs ZeRO stage {' or '.join(map(str, stages))}, the file says stage {stage}; remove it"
+            fix = (
+                f"it needs ZeRO stage {' or '.join(map(str, stages))}, the file says stage {stage}; remove it"
+            )
             problems.append(Problem(key, said, template.origin(key), fix))
         if said == "nvme" and not template.said(f"{key}.nvme_path"):
             fix = "name the folder on the NVMe disk, an absolute path"
@@ -81,7 +88,7 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
     if hpz is not None and hpz > 1 and dp and dp % hpz:
         key = f"{_ZERO}zero_hpz_partition_size"
         works = " or ".join(map(str, nearest_values(hpz, divisors(dp))))
-        fix = f"{dp} ranks don't divide into groups of {hpz}; use {works}, or \"auto\""
+        fix = f'{dp} ranks don\'t divide into groups of {hpz}; use {works}, or "auto"'
         problems.append(Problem(key, hpz, template.origin(key), fix))
     return problems
 
