@@ -52,27 +52,24 @@ def resolve(
     resolved["data_types"] = {"grad_accum_dtype": _grad_accum_dtype(template, run)}
     if run.parallel.pipeline > 1:
         resolved["pipeline"] = _pipeline(template, run)
-    assert TOP.keys is not None, "the top level is a section"
     for name, value in said.items():
         if name in resolved or name in _RUN_DECIDES or value is None or value == AUTO:
             continue
-        key = TOP.keys[name]
+        key = TOP.known[name]
         resolved[name] = _filled(value, key) if key.keys is not None else value
     return resolved
 
 
 def _concrete(content: dict[str, Any], section: Key, name: str) -> Any:
     """The value said for `name`, or the table's default for it."""
-    assert section.keys is not None, "only sections have keys"
     value = content.get(name)
-    return section.keys[name].default if value is None or value == AUTO else value
+    return section.known[name].default if value is None or value == AUTO else value
 
 
 def _filled(content: dict[str, Any], section: Key, stage: int | None = None) -> dict[str, Any]:
     """A section with a value for every key that matters (at this ZeRO stage), in the table's order."""
-    assert section.keys is not None, "only sections have keys"
     filled: dict[str, Any] = {}
-    for name, key in section.keys.items():
+    for name, key in section.known.items():
         if key.refused:
             continue
         if key.keys is not None:
@@ -114,17 +111,15 @@ def _zero(template: Template, run: RunConfig, dp: int, device: str) -> dict[str,
     for name in ("offload_optimizer", "offload_param"):
         if name in said and said[name].get("pin_memory", AUTO) in (AUTO, None):
             said[name] = {**said[name], "pin_memory": device == "cuda"}
-    zero_key = (TOP.keys or {})["zero_optimization"]
-    return _filled(said, zero_key, stage)
+    return _filled(said, TOP.known["zero_optimization"], stage)
 
 
 def _precision(template: Template, run: RunConfig) -> dict[str, Any]:
     """Both 16-bit blocks, explicit whether on or off."""
-    keys = TOP.keys or {}
     bf16 = template.content.get("bf16", template.content.get("bfloat16", {}))
     blocks = {
-        "bf16": _filled(bf16, keys["bf16"]),
-        "fp16": _filled(template.content.get("fp16", {}), keys["fp16"]),
+        "bf16": _filled(bf16, TOP.known["bf16"]),
+        "fp16": _filled(template.content.get("fp16", {}), TOP.known["fp16"]),
     }
     for name, block in blocks.items():
         block["enabled"] = run.precision == name
@@ -134,8 +129,8 @@ def _precision(template: Template, run: RunConfig) -> dict[str, Any]:
 def _grad_accum_dtype(template: Template, run: RunConfig) -> str:
     """In which type gradients are summed over micro-batches.
 
-    DeepSpeed (engine.py, _do_optimizer_sanity_check) needs the model's own type at stage 0; at stage 1 bf16 with
-    fp32 sums selects BF16_Optimizer. bf16 sums lose what is smaller than 1/256 of the sum, so bf16 sums in fp32.
+    DeepSpeed (engine.py, _do_optimizer_sanity_check) needs the model's own type at stage 0; at stage 1 bf16
+    with fp32 sums selects BF16_Optimizer. bf16 loses what is below 1/256 of a sum, so bf16 sums in fp32.
     """
     stage = zero_stage(template)
     said = template.said("data_types.grad_accum_dtype")
@@ -154,9 +149,8 @@ def _grad_accum_dtype(template: Template, run: RunConfig) -> str:
 def _pipeline(template: Template, run: RunConfig) -> dict[str, Any]:
     """The pipeline section: llmtrain cuts the stages itself and recomputes inside the model."""
     said = template.content.get("pipeline", {})
-    keys = (TOP.keys or {})["pipeline"]
     return {
-        **_filled(said, keys),
+        **_filled(said, TOP.known["pipeline"]),
         "stages": run.parallel.pipeline,
         "partition": "uniform",
         "seed_layers": False,

@@ -27,6 +27,12 @@ class Key:
     harmless: tuple[Any, ...] = ()  # values at which a refused key asks for nothing
     stages: tuple[int, ...] = (0, 1, 2, 3)  # ZeRO stages in which it matters: there it is made explicit
 
+    @property
+    def known(self) -> Mapping[str, Key]:
+        """The keys of a section."""
+        assert self.keys is not None, "only a section has keys"
+        return self.keys
+
 
 def _flag(default: bool, stages: tuple[int, ...] = (0, 1, 2, 3)) -> Key:
     return Key("flag", default, stages=stages)
@@ -56,11 +62,12 @@ def _refused(reason: str, *harmless: Any) -> Key:
     return Key("any", refused=reason, harmless=harmless)
 
 
-_OFF = ({}, False, {"enabled": False})
+_OFF: tuple[Any, ...] = ({}, False, {"enabled": False})
 _Z12, _Z123, _Z3 = (1, 2), (1, 2, 3), (3,)
 _RECOMPUTE = "llmtrain recomputes with the model's own gradient checkpointing; set recompute: full in the run"
 _OWN_CHECKPOINT = "llmtrain writes its own checkpoints, which load in any topology; remove it"
 _OWN_OPTIMIZER = "llmtrain brings its own AdamW (torch, fused); remove it"
+_CPU_ADAM = "it needs DeepSpeed's own CPU Adam, which a compiler must build; llmtrain uses torch's; remove it"
 _COMPILE = "llmtrain compiles through `kernels` in the run; remove it"
 _PRECISION = "the run's `precision` decides the data types of parameters and buffers; remove it"
 _FP32_MASTER = "llmtrain keeps fp32 master weights and moments, which its checkpoints hold; remove it"
@@ -76,9 +83,7 @@ OFFLOAD_OPTIMIZER = _section(
     pipeline_write=_flag(False),
     fast_init=_flag(False),
     ratio=_number(1.0),
-    super_offload=_refused(
-        "SuperOffload needs DeepSpeed's own CPU Adam, built by a compiler; remove it", False
-    ),
+    super_offload=_refused(_CPU_ADAM, False),
     cpuadam_cores_perc=_number(0.8),
 )
 OFFLOAD_PARAM = _section(
@@ -107,7 +112,7 @@ ZERO_OPTIMIZATION = _section(
     elastic_checkpoint=_refused(_OWN_CHECKPOINT, False),
     offload_param=OFFLOAD_PARAM,
     offload_optimizer=OFFLOAD_OPTIMIZER,
-    zenflow=_refused("ZenFlow needs DeepSpeed's own CPU Adam, built by a compiler; remove it", None),
+    zenflow=_refused(_CPU_ADAM, None),
     sub_group_size=_whole(1_000_000_000, _Z3),
     cpu_offload=_flag(False, ()),  # old spelling of offload_optimizer, translated by resolve()
     cpu_offload_param=_flag(False, ()),  # old spelling of offload_param
@@ -292,9 +297,7 @@ TOP = _section(
     gradient_allreduce_op=_refused('the loss is a mean over the tokens of a step; write "mean"', "mean"),
     zero_optimization=ZERO_OPTIMIZATION,
     zero_allow_untested_optimizer=_flag(False),
-    zero_force_ds_cpu_optimizer=_refused(
-        "it asks for DeepSpeed's CPU Adam, which must be built by a compiler; llmtrain uses torch's", False
-    ),
+    zero_force_ds_cpu_optimizer=_refused(_CPU_ADAM, False),
     bf16=BF16,
     bfloat16=BF16,  # old spelling of bf16
     fp16=FP16,
@@ -316,18 +319,14 @@ TOP = _section(
     memory_breakdown=_flag(False),
     log_level=_text(),
     vocabulary_size=_whole(),
-    dataloader_drop_last=_refused(
-        "llmtrain reads rows by step, without DeepSpeed's loader; remove it", False
-    ),
+    dataloader_drop_last=_refused("rows are read by step, without DeepSpeed's loader; remove it", False),
     checkpoint=_refused(_OWN_CHECKPOINT, {}),
     datastates_ckpt=_refused(_OWN_CHECKPOINT, *_OFF),
     compile=_refused(_COMPILE, {}, {"deepcompile": False}),
     autotuning=_refused("`llmtrain plan` sizes a run before it starts; remove it", *_OFF),
     hybrid_engine=_refused("it serves RLHF generation only; remove it", *_OFF),
     weight_quantization=_refused("training weights are not quantised; remove it", {}),
-    data_efficiency=_refused(
-        "data order is arithmetic in llmtrain (data.train in the run); remove it", *_OFF
-    ),
+    data_efficiency=_refused("data order is arithmetic (data.train in the run); remove it", *_OFF),
     tensor_parallel=_refused(_CONSTANT_WORLD, {}, {"autotp_size": 0}, {"autotp_size": 1}),
     sequence_parallel_size=_refused(_CONSTANT_WORLD, 1),
     expert_parallel=_refused(_CONSTANT_WORLD, *_OFF),
@@ -344,7 +343,7 @@ REMOVED = {
     "sparse_gradients": "it is gone from DeepSpeed; embeddings built with sparse=True need no key; remove it",
     "eigenvalue": "it belonged to MoQ, which is gone from DeepSpeed; remove it",
     "sparse_attention": "it is gone from DeepSpeed; attention is chosen by `kernels` in the run; remove it",
-    "elasticity": "elastic training is gone from DeepSpeed; llmtrain's checkpoints load on any number of ranks, "
+    "elasticity": "elastic training is gone from DeepSpeed; checkpoints load on any number of ranks, "
     "so restart with another one; remove it",
     "graph_harvesting": "it is gone from DeepSpeed; remove it",
     "curriculum_learning": "it is gone from DeepSpeed; order the data with data.train in the run; remove it",

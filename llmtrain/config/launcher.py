@@ -84,7 +84,7 @@ def _from_file(path: str, problems: list[Problem]) -> Template:
 
 
 def _beside_file(template: Template, fields: Template) -> tuple[Template, list[Problem]]:
-    """The file with accelerate's fields beside it; offloading that only the file names is no contradiction."""
+    """The file, with accelerate's fields compared; offloading that only the file names is fine."""
     zero = dict(fields.content["zero_optimization"])
     for name in ("offload_optimizer", "offload_param"):
         said = template.content.get("zero_optimization")
@@ -125,7 +125,7 @@ def _from_fields(environ: Mapping[str, str], problems: list[Problem], default_st
         if device == "nvme":
             path = environ.get(f"{_DS}OFFLOAD_{part.upper()}_NVME_PATH", "none")
             if path == "none":
-                fix = "accelerate does not hand the NVMe path on; use deepspeed_config_file: ds_configs/zero3_nvme.json"
+                fix = "accelerate doesn't pass the NVMe path on; set deepspeed_config_file"
                 problems.append(Problem(field, device, SOURCE, fix))
             offload["nvme_path"] = path
         zero[f"offload_{part}"] = offload

@@ -1,4 +1,4 @@
-"""Two sources of a DeepSpeed strategy made one: each fills what the other leaves open, neither wins a quarrel."""
+"""Two sources of a DeepSpeed strategy made one: each fills what the other leaves open."""
 
 from __future__ import annotations
 

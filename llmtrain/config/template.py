@@ -108,7 +108,6 @@ def sift(template: Template) -> tuple[Template, list[Problem]]:
 def _sift(
     content: dict[str, Any], section: Key, prefix: str, template: Template, problems: list[Problem]
 ) -> dict[str, Any]:
-    assert section.keys is not None, f"{prefix} is not a section"
     removed = {"": REMOVED, "zero_optimization.": REMOVED_ZERO}.get(prefix, {})
     kept: dict[str, Any] = {}
     for name, value in content.items():
@@ -119,7 +118,7 @@ def _sift(
         if name in removed:
             problems.append(Problem(place, None, origin, removed[name]))
             continue
-        key = section.keys.get(name)
+        key = section.known.get(name)
         if key is None:
             problems.append(
                 Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(name, section)}")
@@ -147,19 +146,16 @@ def _sift(
 
 def _hint(name: str, section: Key) -> str:
     """The nearest name in this section, else the place where a key of this name belongs."""
-    assert section.keys is not None, "only sections have keys"
-    found = nearest(name, section.keys)
+    found = nearest(name, section.known)
     if found:
         return found
-    places = [place for place in _places(name, TOP, "") if place != name] + (
-        [name] if name in TOP.keys else []
-    )  # type: ignore[operator]
-    return f"did you mean '{places[0]}'?" if places else f"known here: {', '.join(section.keys)}"
+    places = list(_places(name, TOP, ""))
+    return f"did you mean '{places[0]}'?" if places else f"known here: {', '.join(section.known)}"
 
 
 def _places(name: str, section: Key, prefix: str) -> Iterator[str]:
     for known, key in (section.keys or {}).items():
-        if known == name and prefix:
+        if known == name:
             yield prefix + known
         if key.keys is not None:
             yield from _places(name, key, f"{prefix}{known}.")
@@ -188,7 +184,7 @@ def _wrong(value: Any, key: Key) -> str:
 
 
 def load_template(name_or_path: str) -> Template:
-    """A strategy with every key checked against what DeepSpeed reads. Raises ConfigError with all problems."""
+    """A strategy, every key checked against what DeepSpeed reads. Raises ConfigError with all problems."""
     template, problems = sift(read_template(name_or_path))
     if problems:
         raise ConfigError(problems)

@@ -123,7 +123,7 @@ def read_yaml(path: str | Path) -> Document:
         raise refuse(f"must hold `key: value` lines, but holds a {type(content).__name__}")
     lines: dict[KeyPath, int] = {}
     repeated: list[Problem] = []
-    for key_path, place, again in _walk(node, ()):
+    for key_path, place, again in _walk(node, ()) if node else ():
         line = place.start_mark.line + 1
         if again:
             fix = f"this key stands already in line {lines[key_path]}; keep one of the two"

@@ -65,13 +65,15 @@ def plan_batch(
     if micro is not None:
         if share % micro:
             works = " or ".join(map(str, nearest_values(micro, divisors(share))))
-            raise ValueError(f"a rank's {share} rows don't divide into micro-batches of {micro}; use {works}")
+            raise ValueError(
+                f"{share} rows of a rank don't divide into micro-batches of {micro}; use {works}"
+            )
         return BatchPlan(rows, micro, share // micro, dp), "given"
     if accumulation is not None:
         if share % accumulation:
             works = " or ".join(map(str, nearest_values(accumulation, divisors(share))))
             raise ValueError(
-                f"a rank's {share} rows don't divide into {accumulation} micro-batches; use {works}"
+                f"{share} rows of a rank don't divide into {accumulation} micro-batches; use {works}"
             )
         return BatchPlan(rows, share // accumulation, accumulation, dp), "rows ÷ ranks ÷ accumulation"
     limits = [

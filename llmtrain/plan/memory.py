@@ -65,7 +65,7 @@ def activation_bytes(
 
 def logits_bytes(shape: ModelShape, tokens: int, element: int, chunked: bool) -> int:
     """Logits in the model's type, in fp32, and their gradient."""
-    whole = tokens * shape.vocab * (2 * element + (4 if element == 2 else 4))
+    whole = tokens * shape.vocab * (2 * element + 4)
     return min(whole, CHUNKED_LOGITS_BYTES) if chunked else whole
 
 
@@ -139,7 +139,7 @@ def _buffers(zero: dict[str, Any], p: int, stage: int, element: int) -> int:
 def rows_that_fit(
     shape: ModelShape, deepspeed: dict[str, Any], device_memory: int, *, seq_len: int, **others: Any
 ) -> int:
-    """The most rows of a micro-batch that a device of `device_memory` bytes holds; 0 when the states don't fit."""
+    """The most rows a micro-batch can have on a device of `device_memory` bytes; 0: not even one fits."""
 
     def fits(micro: int) -> bool:
         need = estimate(shape, deepspeed, seq_len=seq_len, micro=micro, **others).device

@@ -113,7 +113,7 @@ def shape_of(config: Mapping[str, Any] | Any, vocab: int | None = None) -> Model
 
 
 def _windows(layer_types: Any, window: int | None, layers: int) -> tuple[int | None, ...]:
-    """Per layer its attention span. A window without layer types counts for no layer: too many configs carry it."""
+    """Per layer its attention span; a window without layer types is one that the family doesn't use."""
     if not window or not layer_types:
         return (None,) * layers
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)

@@ -10,6 +10,12 @@ from llmtrain.plan.batch import divisors, nearest_values
 from llmtrain.plan.topology import Topology
 
 _ZERO = "zero_optimization."
+_OFFLOAD_NEEDS = {
+    "offload_param": (3,),
+    "cpu_offload_param": (3,),
+    "offload_optimizer": (1, 2, 3),
+    "cpu_offload": (1, 2, 3),
+}
 
 
 def strategy_problems(loaded: LoadedRun, template: Template, world: int, device: str) -> list[Problem]:
@@ -27,7 +33,7 @@ def _pipeline_problems(loaded: LoadedRun, template: Template, world: int) -> lis
     origin = loaded.origin("parallel.pipeline")
     if world % pipeline:
         works = " or ".join(map(str, nearest_values(pipeline, divisors(world))))
-        fix = f"{world} ranks don't divide into {pipeline} stages; use {works} stages, or another number of ranks"
+        fix = f"{world} ranks don't divide into {pipeline} stages; use {works}, or other ranks"
         problems.append(Problem("parallel.pipeline", pipeline, origin, fix))
     stage = zero_stage(template)
     if pipeline > 1 and stage >= 2:
@@ -60,29 +66,22 @@ def _device_problems(loaded: LoadedRun, template: Template, device: str) -> list
 def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Problem]:
     problems: list[Problem] = []
     stage = zero_stage(template)
-    needs = {
-        "offload_param": (3,),
-        "cpu_offload_param": (3,),
-        "offload_optimizer": (1, 2, 3),
-        "cpu_offload": (1, 2, 3),
-    }
-    for name, stages in needs.items():
+    for name, stages in _OFFLOAD_NEEDS.items():
         key = _ZERO + name
         said = template.said(f"{key}.device") if name.startswith("offload") else template.said(key)
         if said in (None, False, "none"):
             continue
         if stage not in stages:
-            fix = (
-                f"it needs ZeRO stage {' or '.join(map(str, stages))}, the file says stage {stage}; remove it"
-            )
+            fix = f"it needs ZeRO stage {' or '.join(map(str, stages))}, here it is {stage}; remove it"
             problems.append(Problem(key, said, template.origin(key), fix))
         if said == "nvme" and not template.said(f"{key}.nvme_path"):
             fix = "name the folder on the NVMe disk, an absolute path"
             problems.append(Problem(f"{key}.nvme_path", None, template.origin(key), fix))
     ratio = template.said(f"{_ZERO}offload_optimizer.ratio")
-    if ratio is not None and ratio < 1 and stage != 3:
+    if ratio is not None and (ratio > 1 or (ratio < 1 and stage != 3)):
         key = f"{_ZERO}offload_optimizer.ratio"
-        problems.append(Problem(key, ratio, template.origin(key), "only ZeRO-3 offloads a part; write 1"))
+        fix = "must be at most 1" if ratio > 1 else "only ZeRO-3 offloads a part; write 1"
+        problems.append(Problem(key, ratio, template.origin(key), fix))
     dp = world // loaded.config.parallel.pipeline
     hpz = template.said(f"{_ZERO}zero_hpz_partition_size")
     if hpz is not None and hpz > 1 and dp and dp % hpz:

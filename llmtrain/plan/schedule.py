@@ -47,5 +47,5 @@ def steps_for_tokens(tokens: float, rows: int, seq_len: int) -> int:
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """`warmup` below 1 is a share of the steps (at least one step when not 0), from 1 on a number of steps."""
+    """`warmup` below 1 is a share of the steps (rounded up), from 1 on their number."""
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
