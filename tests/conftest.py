@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import Worlds  # noqa: E402
 
 # Set before anything imports torch or tokenizers. `setdefault`: `make test-gpu` says DS_ACCELERATOR=cuda.
 for name, value in {
@@ -62,3 +67,11 @@ class SkipLedger:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipLedger(allowed_skips(LEDGER.read_text())), "skip-ledger")
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Worlds]:
+    """Forked ranks that share one set of imports."""
+    server = Worlds()
+    yield server
+    server.close()

@@ -7,7 +7,7 @@ function runs on each rank as `train(world, stage=1)` and returns something JSON
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -122,11 +122,8 @@ def _fork(rank: int, ranks: int, port: int, request: dict[str, Any], folder: Pat
         from llmtrain.config.world import World
 
         path, _, name = request["program"].partition(":")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, TESTS / path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str((TESTS / path).parent))
-        spec.loader.exec_module(module)
+        module = importlib.import_module(Path(path).stem)
         world = World(rank, ranks, rank, ranks, "llmtrain")
         result = getattr(module, name)(world, **request["arguments"])
         (folder / f"{rank}.json").write_text(json.dumps(result))

@@ -86,6 +86,7 @@ class DeepSpeedEngineBase:
             original(*args, **kwargs)
 
         self.deepspeed._take_model_step = gated
+        self.deepspeed.clip_fp32_gradients = lambda: None  # done, by the right norm
 
     def _norm_group(self) -> Any:
         """The group over which gradient norms add up besides this rank's own; None without a pipeline."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -15,8 +15,10 @@ from llmtrain.engine.zero import ZeroEngine
 from llmtrain.model.build import build_partitioned, build_stage
 from llmtrain.model.kernels import Kernels, choose_kernels
 from llmtrain.model.stages import plan_cuts
-from llmtrain.model.weights import WeightFiles
 from llmtrain.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from llmtrain.model.weights import WeightFiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -34,16 +36,13 @@ def open_engine(
         else torch.device("cpu")
     )
     dtype = DTYPES[run.precision]
-    settings = {"recompute": run.recompute, "mask_documents": run.data.mask_documents}
     cuts = plan_cuts(hf_config, topology.pipeline)
     index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis
     if topology.zero_stage == 3:
-        partitioner = Zero3Partitioner(dict(plan.deepspeed), dtype, comm.rank)
-        stage = build_partitioned(
-            hf_config, dtype, device, run.seed, weights, kernels, partitioner, **settings
-        )
+        partitioner = Zero3Partitioner(dict(plan.deepspeed), comm.rank)
+        stage = build_partitioned(hf_config, dtype, device, run.seed, weights, kernels, zero3=partitioner)
     else:
-        stage = build_stage(hf_config, cuts[index], dtype, device, run.seed, weights, kernels, **settings)
+        stage = build_stage(hf_config, cuts[index], dtype, device, run.seed, weights, kernels)
     optimizer = adamw(stage.parameters(), run.optimizer)
     _assert_equal_groups(comm, optimizer)
     if topology.pipeline == 1:

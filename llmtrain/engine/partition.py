@@ -12,16 +12,16 @@ import torch
 class Zero3Partitioner:
     """The `Partitioner` that `model.build.build_partitioned` asks for, over DeepSpeed's zero.Init."""
 
-    def __init__(self, config: dict[str, Any], dtype: torch.dtype, rank: int):
+    def __init__(self, config: dict[str, Any], rank: int):
         self._config = config
-        self._dtype = dtype
         self.is_writer = rank == 0
 
     def construct(self) -> AbstractContextManager[Any]:
         """Modules made inside hold only this rank's part of each parameter."""
         import deepspeed
 
-        return deepspeed.zero.Init(config_dict_or_path=self._config, dtype=self._dtype)
+        # without `dtype=`: on a device without fp16 DeepSpeed 0.19.8 takes bf16 for whatever is asked there
+        return deepspeed.zero.Init(config_dict_or_path=self._config)
 
     def gathered(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
         """Inside, `parameters` are whole; what rank 0 writes into them reaches every rank on exit."""

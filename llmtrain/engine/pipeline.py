@@ -24,14 +24,26 @@ class _Holder(torch.nn.Module):
         self.weight = weight
 
 
+class _Layer(torch.nn.Module):
+    """Unpacks the tuple that DeepSpeed hands from stage to stage."""
+
+    def __init__(self, stage: StageModel):
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> Any:
+        """(tokens or hidden, positions) → what the stage gives."""
+        return self.stage(*inputs)
+
+
 class StagePipeline(PipelineModule):
     """One layer per stage, this rank's already built; ties the first and last stage's embedding."""
 
     def __init__(self, stage: StageModel, index: int, count: int, loss_fn: Callable[..., torch.Tensor]):
         self._tied_group: tuple[torch.nn.Parameter, Any] | None = None
-        self._tied_weight = stage.tied_weight
-        self._is_tied = stage.is_tied
-        layers = [stage if i == index else LayerSpec(torch.nn.Identity) for i in range(count)]
+        self._tied_weight = (stage.tied_weight,)  # in a tuple: not a parameter of this module
+        self._is_tied = bool(stage.hf.all_tied_weights_keys)
+        layers = [_Layer(stage) if i == index else LayerSpec(torch.nn.Identity) for i in range(count)]
         super().__init__(layers=layers, num_stages=count, loss_fn=loss_fn, partition_method="uniform")
 
     def _index_tied_modules(self) -> dict[str, Any]:
@@ -46,7 +58,7 @@ class StagePipeline(PipelineModule):
             ranks = [self._grid.stage_to_global(stage_id=s, data=column) for s in (0, self.num_stages - 1)]
             group = dist.new_group(ranks=ranks)
             if self.global_rank in ranks:
-                weight = self._tied_weight
+                (weight,) = self._tied_weight
                 assert weight is not None, "the first or last stage of a tied model without its tied weight"
                 weight.ds_pipe_replicated = self.global_rank != ranks[0]  # type: ignore[attr-defined]
                 self._tied_group = (weight, group)

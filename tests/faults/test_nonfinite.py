@@ -35,5 +35,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all(
 
 
 def test_an_infinite_loss_is_skipped_too(worlds: Any) -> None:
-    results = worlds.run("faults/rank_poison.py:poison", 2, times=1, value="inf", deepspeed="zero0", precision="fp32")
+    results = worlds.run(
+        "faults/rank_poison.py:poison", 2, times=1, value="inf", deepspeed="zero0", precision="fp32"
+    )
     assert all(result["skipped"] == [True] and result["unchanged"] for result in results)

@@ -50,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomRows:
-    """Rows drawn from (seed, step): random tokens, a few documents in each row, every topology the same."""
+    """Rows drawn from (seed, step): a noisy rule to learn, a few documents in each row."""
 
     seed: int
     step: int
@@ -60,6 +60,10 @@ class RandomRows:
     def _all(self) -> RowArrays:
         draw = np.random.default_rng([self.seed, self.step])
         stream = draw.integers(0, VOCAB, (self.count, self.seq_len + 1))
+        follows = draw.random(stream.shape) < 0.9
+        for place in range(1, self.seq_len + 1):
+            rule = (stream[:, place - 1] * 3 + 1) % VOCAB
+            stream[:, place] = np.where(follows[:, place], rule, stream[:, place])
         starts = draw.random((self.count, self.seq_len + 1)) < 0.12
         starts[:, 0] = True
         index = np.arange(self.seq_len + 1)

@@ -52,6 +52,8 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
 # fp32: relative to the plain run, over all steps. bf16: weights are rounded to 8 bits after each update, so
 # sums taken in another order part by a rounding now and then; 20 steps on this model stay inside this band.
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+# Gradient norms enter only through clipping. In bf16 each gradient carries the rounding of a whole backward.
+NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,14 @@ def reference(worlds: Any) -> Any:
 
 @pytest.mark.parametrize(("model", "ranks", "pipeline", "template", "precision", "kind"), TABLE)
 def test_trains_as_one_plain_process(
-    worlds: Any, reference: Any, model: str, ranks: int, pipeline: int, template: str, precision: str, kind: str
+    worlds: Any,
+    reference: Any,
+    model: str,
+    ranks: int,
+    pipeline: int,
+    template: str,
+    precision: str,
+    kind: str,
 ) -> None:
     results = worlds.run(
         f"{PROGRAM}:train",
@@ -82,6 +91,5 @@ def test_trains_as_one_plain_process(
     for result in results:
         assert result["losses"] == pytest.approx(expected["losses"], rel=band)
         assert result["eval"] == pytest.approx(expected["eval"], rel=band)
-        # norms enter only through clipping; each is a sum over all weights in another order
-        assert result["norms"] == pytest.approx(expected["norms"], rel=10 * band)
+        assert result["norms"] == pytest.approx(expected["norms"], rel=NORM_TOLERANCE[precision])
     assert expected["losses"][-1] < expected["losses"][0], "nothing was learned, so nothing was compared"
