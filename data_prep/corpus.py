@@ -1,0 +1,116 @@
+"""The corpus file as one typed value: `CorpusConfig`, frozen, every unknown key refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llmtrain.config.schema import Number, Section
+
+Share = Annotated[Number, Field(gt=0, lt=1)]
+
+
+class SourceSection(Section):
+    """Where text comes from: exactly one of `path`, `hub` and `stdlib`.
+
+    path       a file, a folder (every file below it), or a glob with `*`, `?`, `[…]` and `**`
+    hub        a dataset on the Hub (or a local folder that `datasets` reads), streamed
+    stdlib     the source text of the Python standard library of the running interpreter
+    format     auto goes by the suffix: .jsonl, .ndjson, .parquet, anything else is text; .gz and .zst on top
+    separator  text only: what ends a document; without it a file is a document
+    weight     how often a document of this source is written to train: 2 twice, 0.5 every other one
+    limit      read at most so many records
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    stdlib: bool = False
+    exclude: tuple[str, ...] = ()
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    field: str = "text"
+    separator: str | None = Field(default=None, min_length=1)
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    weight: Number = Field(default=1.0, gt=0)
+    limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SourceSection:
+        if sum((self.path is not None, self.hub is not None, self.stdlib)) != 1:
+            raise ValueError("give exactly one of path, hub and stdlib")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The source as shown to people."""
+        if self.stdlib:
+            return "Python standard library"
+        return self.path or "/".join(part for part in (self.hub, self.subset, self.split) if part)
+
+
+class TokenizerSection(Section):
+    """`train` one on the train part of this corpus, or take that of `source` (a Hub id or a folder)."""
+
+    train: Literal["bpe"] | None = None
+    vocab_size: int = Field(default=32000, ge=300)
+    sample_bytes: int = Field(default=10_000_000, ge=1000)
+    source: str | None = None
+    revision: str | None = None
+    eos: str | None = None  # default: what the tokenizer itself names, or <|endoftext|> when trained here
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TokenizerSection:
+        if (self.train is None) == (self.source is None):
+            raise ValueError("give exactly one of tokenizer.train and tokenizer.source")
+        return self
+
+
+class LengthStep(Section):
+    """Keeps documents of `min_chars` to `max_chars` characters."""
+
+    min_chars: int = Field(default=1, ge=1)
+    max_chars: int | None = Field(default=None, ge=1)
+
+
+class StepSection(Section):
+    """One step, named by its key: `- length: {min_chars: 200}`."""
+
+    length: LengthStep | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> StepSection:
+        if self.length is None:
+            raise ValueError("name one step: length")
+        return self
+
+
+class CorpusConfig(Section):
+    """Everything that decides a dataset, and `workers`, which decides nothing but the time it takes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str | None = None  # default: data/NAME
+    sources: tuple[SourceSection, ...] = Field(min_length=1)
+    tokenizer: TokenizerSection
+    steps: tuple[StepSection, ...] = ()
+    splits: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Share] = {"valid": 0.01}
+    split_by: Literal["document", "file"] = "document"
+    append_eos: bool = True
+    strict: bool = False
+    max_document_bytes: int = Field(default=2**24, ge=1)
+    shard_tokens: int = Field(default=2**29, ge=1)
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _leaves_a_train_part(self) -> CorpusConfig:
+        if "train" in self.splits:
+            raise ValueError("splits names the parts beside train, which gets the rest: leave train out")
+        if sum(self.splits.values()) >= 1:
+            raise ValueError("splits add up to 1 or more: nothing is left for train")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The dataset folder."""
+        return self.output or f"data/{self.name}"

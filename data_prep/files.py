@@ -1,0 +1,215 @@
+"""Files of a source: which ones, in a fixed order, and their bytes in pieces of bounded size.
+
+Symbolic links to folders are not followed, so no cycle can be walked; hidden files are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from data_prep.corpus import SourceSection
+from llmtrain.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+PACKED_CHUNK_BYTES = 1 << 14  # small, so that a bomb (gzip packs up to 1000 to 1) stays bounded too
+STDLIB_EXCLUDED = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
+_UNPACKERS: dict[str, tuple[str, Callable[[], Any]]] = {
+    ".gz": ("gzip", lambda: zlib.decompressobj(wbits=31)),
+    ".zst": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
+}
+_WILD = re.compile(r"[*?\[]")
+
+
+class DamagedFileError(Exception):
+    """A file that can't be read to its end; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file, and its name relative to its source, which is the same on every machine."""
+
+    path: Path
+    name: str
+    bytes: int
+
+
+def list_files(source: SourceSection, field: str) -> list[SourceFile]:
+    """The files of a `path` or `stdlib` source, sorted by name. Raises DataError when there are none."""
+    if source.stdlib:
+        base, pattern = Path(sysconfig.get_path("stdlib")), "**/*.py"
+        excluded = STDLIB_EXCLUDED + source.exclude
+    else:
+        assert source.path is not None, "only path and stdlib sources have files"
+        base, pattern = _base_and_pattern(source.path)
+        excluded = source.exclude
+    wanted = re.compile(_glob_regex(pattern))
+    unwanted = [re.compile(_glob_regex(each)) for each in excluded]
+    found = []
+    for path in [base] if base.is_file() else _walk(base):
+        name = path.name if path == base else path.relative_to(base).as_posix()
+        if wanted.fullmatch(name) and not any(each.fullmatch(name) for each in unwanted):
+            found.append(SourceFile(path, name, path.stat().st_size))
+    if not found:
+        raise DataError(
+            f"{field} = {source.label!r}: no file there (seen from {os.getcwd()}): "
+            "correct the path or pattern"
+        )
+    return sorted(found, key=lambda file: file.name)
+
+
+def _base_and_pattern(path: str) -> tuple[Path, str]:
+    """The folder above the first wildcard, and the rest; a plain folder means everything in it."""
+    parts = Path(os.path.expanduser(path)).parts
+    wild = next((k for k, part in enumerate(parts) if _WILD.search(part)), None)
+    if wild is None:
+        base = Path(*parts)
+        return base, base.name if base.is_file() else "**"
+    return Path(*parts[:wild]), "/".join(parts[wild:])
+
+
+def _glob_regex(pattern: str) -> str:
+    """A glob as a regular expression over `/`-separated names; `**` spans folders."""
+    result, at = "", 0
+    while at < len(pattern):
+        if pattern.startswith("**/", at):
+            result, at = result + "(?:.*/)?", at + 3
+        elif pattern.startswith("**", at):
+            result, at = result + ".*", at + 2
+        elif pattern[at] == "*":
+            result, at = result + "[^/]*", at + 1
+        elif pattern[at] == "?":
+            result, at = result + "[^/]", at + 1
+        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
+            inside = pattern[at + 1 : end].replace("\\", r"\\")
+            inside = "^" + inside[1:] if inside[0] == "!" else inside.replace("^", r"\^", 1)
+            result, at = result + f"[{inside}]", end + 1
+        else:
+            result, at = result + re.escape(pattern[at]), at + 1
+    return result
+
+
+def _walk(base: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(base):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def read_chunks(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """The bytes of a file in pieces, unpacked by its suffix; `progress` hears of the packed bytes read.
+
+    Raises DamagedFileError where it can't go on.
+    """
+    unpacker = _UNPACKERS.get(path.suffix)
+    size = PACKED_CHUNK_BYTES if unpacker else CHUNK_BYTES
+    try:
+        with open(path, "rb") as file:
+            raw = _counted(iter(lambda: file.read(size), b""), progress)
+            yield from _gathered(_unpack(raw, *unpacker)) if unpacker else raw
+    except OSError as error:
+        raise DamagedFileError(f"unreadable file ({error.strerror})") from None
+
+
+def _counted(chunks: Iterator[bytes], progress: Callable[[int], None] | None) -> Iterator[bytes]:
+    for chunk in chunks:
+        if progress is not None:
+            progress(len(chunk))
+        yield chunk
+
+
+def _unpack(raw: Iterator[bytes], kind: str, start: Callable[[], Any]) -> Iterator[bytes]:
+    """Members or frames back to back; an end in the middle of one is damage, not an end."""
+    member = None
+    for chunk in raw:
+        while chunk:
+            member = member or start()
+            try:
+                yield member.decompress(chunk)
+            except (zlib.error, zstandard.ZstdError):
+                raise DamagedFileError(f"damaged {kind} file") from None
+            chunk = b""
+            if member.eof:
+                chunk, member = member.unused_data, None
+    if member is not None:
+        raise DamagedFileError(f"truncated {kind} file")
+
+
+def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Small pieces joined to about CHUNK_BYTES."""
+    held, size = [], 0
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            size += len(chunk)
+            if size >= CHUNK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    except DamagedFileError:
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
+
+
+def split_chunks(chunks: Iterator[bytes], separator: bytes, longest: int) -> Iterator[bytes | None]:
+    """Pieces between separators, None for one of more than `longest` bytes, which is never held whole.
+
+    A separator at the very end ends the last piece; it does not begin an empty one.
+    """
+    rest, skipping = b"", False
+    for chunk in chunks:
+        *pieces, rest = (rest + chunk).split(separator)
+        for piece in pieces:
+            yield None if skipping or len(piece) > longest else piece
+            skipping = False
+        if skipping or len(rest) > longest:
+            skipping = True
+            rest = rest[len(rest) - len(separator) + 1 :]
+    if skipping or len(rest) > longest:
+        yield None
+    elif rest:
+        yield rest
+
+
+def join_chunks(chunks: Iterator[bytes], longest: int) -> bytes | None:
+    """The whole content, or None when it is more than `longest` bytes."""
+    held, size = [], 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > longest:
+            return None
+        held.append(chunk)
+    return b"".join(held)
+
+
+def content_digest(files: list[SourceFile], progress: Callable[[int], None]) -> str:
+    """sha256 over the names and contents of files. Unreadable ones count by name and size."""
+
+    def digest(file: SourceFile) -> str:
+        result = hashlib.sha256(f"{file.name}\0{file.bytes}\0".encode())
+        try:
+            with open(file.path, "rb") as opened:
+                while piece := opened.read(CHUNK_BYTES):
+                    result.update(piece)
+        except OSError:
+            result.update(b"unreadable")
+        return result.hexdigest()
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for file, each in zip(files, pool.map(digest, files), strict=True):
+            whole.update(each.encode())
+            progress(file.bytes)
+    return whole.hexdigest()

@@ -1,0 +1,134 @@
+"""The output folder of a build: written beside its final place, moved there whole, or not there at all.
+
+data/stdlib            the finished dataset
+data/stdlib.partial    a build that is running, or was killed; it is no dataset and is made anew
+data/stdlib.lock       held while a build runs; a killed build lets go of it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.manifest import MANIFEST, ShardEntry, SplitEntry
+from llmtrain.data.shards import ShardWriter
+from llmtrain.errors import DataError
+
+MARK = "UNFINISHED"  # only a folder with this file in it is ever cleared away
+
+
+@contextmanager
+def sole_builder(output: Path) -> Iterator[None]:
+    """Holds the lock of an output folder. Raises DataError when another build does."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.with_name(output.name + ".lock")
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"another build is writing {output}: wait for it or choose another output"
+            ) from None
+        if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
+            raise DataError(f"another build of {output} has just ended: run the command again")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_folder(output: Path) -> Iterator[Path]:
+    """An empty folder that becomes `output` when the block ends well, and disappears when it does not."""
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists():
+        if not (partial / MARK).is_file():
+            raise DataError(f"{partial} is in the way and is not a build's: move it or choose another output")
+        shutil.rmtree(partial)
+    partial.mkdir()
+    (partial / MARK).touch()
+    try:
+        yield partial
+        (partial / MARK).unlink()
+        _sync(partial)
+        _replace(partial, output)
+        _sync(output.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _replace(partial: Path, output: Path) -> None:
+    """Moves the finished folder into place; an older dataset there goes only after that."""
+    old = output.with_name(output.name + ".old")
+    if old.exists():
+        refuse_foreign(old)
+        shutil.rmtree(old)
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises DataError when a folder holds anything but a dataset: it must not be replaced."""
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise DataError(f"{folder} exists and is not a dataset: choose another output, nothing was touched")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SplitWriter:
+    """The shards of one split, a new one once the last holds `shard_tokens` tokens."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int):
+        self.folder = folder
+        self.split = split
+        self.vocab_size = vocab_size
+        self.shard_tokens = shard_tokens
+        self.text_bytes = 0
+        self._shards: list[ShardEntry] = []
+        self._writer: ShardWriter | None = None
+        (folder / split).mkdir()
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+        """Appends documents, `tokens` back to back and cut by `lengths`."""
+        if self._writer is not None and self._writer.tokens >= self.shard_tokens:
+            self._finish_shard()
+        if self._writer is None:
+            self._writer = ShardWriter(self.folder / self._name, self.vocab_size)
+        self._writer.add(tokens, lengths)
+        self.text_bytes += text_bytes
+
+    def close(self) -> SplitEntry:
+        """Finishes the last shard and says what the split holds."""
+        self._finish_shard()
+        return SplitEntry(
+            documents=sum(shard.documents for shard in self._shards),
+            tokens=sum(shard.tokens for shard in self._shards),
+            text_bytes=self.text_bytes,
+            shards=tuple(self._shards),
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"{self.split}/{len(self._shards):05d}"
+
+    def _finish_shard(self) -> None:
+        if self._writer is not None:
+            name = self._name
+            self._shards.append(ShardEntry.of(name, self._writer.close()))
+            self._writer = None

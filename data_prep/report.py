@@ -1,0 +1,56 @@
+"""What a build did, as a value that can be printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmtrain.data.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A finished dataset. `seconds` is the wall time of this build, 0 when the folder was `reused`."""
+
+    folder: str
+    manifest: Manifest
+    reused: bool
+    seconds: float
+    workers: int
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all text that was tokenized."""
+        return sum(split.text_bytes for split in self.manifest.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written, over all splits."""
+        return sum(split.tokens for split in self.manifest.splits.values())
+
+    def render(self) -> str:
+        """The report as plain text, without a final line end."""
+        manifest, counts = self.manifest, self.manifest.counts
+        how = "is up to date and was left as it is" if self.reused else f"built in {self.seconds:.1f} s"
+        if self.seconds and not self.reused:
+            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {self.workers} workers"
+        lines = [f"{self.folder} {how}", ""]
+        lines.append(f"{'':10}{'documents':>12}{'text MB':>12}{'tokens':>16}{'bytes/token':>14}")
+        for name, split in manifest.splits.items():
+            ratio = split.text_bytes / max(split.tokens, 1)
+            size = split.text_bytes / 1e6
+            lines.append(f"{name:10}{split.documents:>12,}{size:>12,.2f}{split.tokens:>16,}{ratio:>14.3f}")
+        lines += ["", f"{counts.documents_in:,} documents in = {counts.documents_out:,} out"]
+        lines[-1] += f" + {sum(counts.rejected.values()):,} left out"
+        if counts.repeats:
+            lines.append(f"{counts.repeats:,} copies besides, for sources with a weight above 1")
+        for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
+            shown = ", ".join(counts.examples.get(reason, ()))
+            lines.append(f"  {count:>8,}  {reason:24} such as {shown}")
+        tokenizer = manifest.tokenizer
+        ends = f"documents end with {tokenizer.eos} (id {tokenizer.eos_id})"
+        lines.append(
+            f"tokenizer {tokenizer.name}: {tokenizer.vocab_size:,} ids stored as {manifest.dtype}, "
+            + (ends if manifest.append_eos else "documents end without a mark")
+        )
+        lines.append(f"fingerprint {manifest.fingerprint}")
+        return "\n".join(lines)

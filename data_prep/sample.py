@@ -1,0 +1,56 @@
+"""A bounded, fixed sample of a corpus's train part, for training its tokenizer.
+
+Files are taken in the order of a hash of their names, and no file gives more than its share while there
+are others, so that the sample is not the head of the alphabet. A Hub dataset gives its first rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from data_prep.batches import batches_of
+from data_prep.corpus import CorpusConfig
+from data_prep.documents import Tally
+from data_prep.files import SourceFile
+from data_prep.sources import Source, read_source
+from data_prep.splits import TRAIN, fraction, split_of
+from data_prep.steps import make_steps
+from data_prep.worker import documents_of
+
+PARTS = 8  # one file gives at most this part of the sample, unless there are fewer files
+
+
+def sample_train(corpus: CorpusConfig, sources: Sequence[Source]) -> Iterator[str]:
+    """Texts of train documents, `tokenizer.sample_bytes` in all at most, shared by the sources' weights."""
+    weights = sum(source.section.weight for source in sources)
+    for source in sources:
+        budget = int(corpus.tokenizer.sample_bytes * source.section.weight / weights)
+        if not source.files:
+            yield from _texts(corpus, source, None, budget)
+            continue
+        share = budget // min(PARTS, len(source.files))
+        for file in sorted(source.files, key=lambda file: fraction(file.name, "sample")):
+            for text in _texts(corpus, source, [file], min(share, budget)):
+                budget -= len(text)
+                yield text
+            if budget <= 0:
+                break
+
+
+def _texts(
+    corpus: CorpusConfig, source: Source, files: Sequence[SourceFile] | None, budget: int
+) -> Iterator[str]:
+    """Train texts of some files (None: all), the last one cut to what is left of `budget` characters."""
+    records = read_source(source, corpus.max_document_bytes, _ignore, files)
+    steps = make_steps(corpus.steps)
+    for batch in batches_of(records, source.number, turn=0):
+        for document in documents_of(batch, corpus, steps, Tally()):
+            if split_of(document, corpus.splits, corpus.split_by == "file") == TRAIN:
+                yield document.text[:budget]
+                budget -= len(document.text)
+            if budget <= 0:
+                return
+
+
+def _ignore(_: int) -> None:
+    """Progress nobody follows."""

@@ -1,0 +1,160 @@
+"""The tokenizer of a dataset: taken from a folder or the Hub, or trained here, and written so that
+`transformers.AutoTokenizer` loads it. Text is encoded as text: a special token spelled out in a document
+does not become that token, so no document can forge a document end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_prep.corpus import TokenizerSection
+from llmtrain.data.manifest import TokenizerEntry, file_sha256
+from llmtrain.errors import DataError
+
+DEFAULT_EOS = "<|endoftext|>"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+# Where words are cut before merging, in this order: one digit; a word with at most one sign or blank
+# before it; signs with the line ends after them; blank lines; indentation up to the last blank; blanks.
+WORDS = r"\p{N}|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, eos: str) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al. 2016; bytes after GPT-2): any text round-trips, digits stay single."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer)
+    return tokenizer
+
+
+def write_trained(tokenizer: Tokenizer, folder: Path, eos: str) -> None:
+    """A tokenizer folder: `tokenizer.json` and the `tokenizer_config.json` that `transformers` wants."""
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos,
+        "pad_token": eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**30,  # transformers' own word for: no limit
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def find_tokenizer(section: TokenizerSection) -> Path:
+    """The folder of a tokenizer that exists: as given, or fetched from the Hub.
+
+    Raises DataError when there is none, or none that `tokenizers` can load.
+    """
+    assert section.source is not None, "a tokenizer to be trained can't be found"
+    folder = Path(section.source)
+    if not folder.is_dir():
+        folder = _fetch(section.source, section.revision)
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"tokenizer.source = {section.source!r} has no tokenizer.json: convert it once with "
+            "`transformers.AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)` and give that folder"
+        )
+    return folder
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # offline, no such repository, no access: the same to the user
+        raise DataError(
+            f"tokenizer.source = {name!r} is no folder here and can't be fetched from the Hub: {error}"
+        ) from error
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies what makes up a tokenizer, and nothing else that lies in its folder."""
+    folder.mkdir(parents=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder. Raises DataError when its file is damaged."""
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise DataError(f"{folder / 'tokenizer.json'} can't be read by tokenizers: {error}") from None
+
+
+def describe_tokenizer(folder: Path, section: TokenizerSection, name: str) -> TokenizerEntry:
+    """What the manifest says of a tokenizer folder. Raises DataError when no end of document is known."""
+    tokenizer = load_tokenizer(folder)
+    eos = section.eos or _named_eos(folder)
+    if eos is None:
+        raise DataError(f"tokenizer {name} names no eos_token: set tokenizer.eos to the token to use")
+    eos_id = tokenizer.token_to_id(eos)
+    if eos_id is None:
+        raise DataError(f"tokenizer {name} has no token {eos!r} (tokenizer.eos): name one it has")
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    return TokenizerEntry(
+        name=name,
+        sha256=file_sha256(folder / "tokenizer.json"),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        eos=eos,
+        eos_id=eos_id,
+        special=dict(sorted(special.items(), key=lambda item: item[1])),
+        engine=f"tokenizers {tokenizers.__version__}",
+    )
+
+
+def _named_eos(folder: Path) -> str | None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file():
+            eos: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+            if isinstance(eos, dict):
+                eos = eos.get("content")
+            if isinstance(eos, str):
+                return eos
+    return None
+
+
+@dataclass
+class Encoder:
+    """Documents to token ids, each ended by `eos_id` unless that is None."""
+
+    tokenizer: Tokenizer
+    eos_id: int | None
+
+    def __post_init__(self) -> None:
+        self.tokenizer.encode_special_tokens = True  # text stays text
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """uint32 ids of all texts back to back, and int64 lengths of each."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ends = [] if self.eos_id is None else [self.eos_id]
+        parts = [np.array(encoding.ids + ends, np.uint32) for encoding in encodings]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        return (np.concatenate(parts) if parts else np.zeros(0, np.uint32)), lengths
