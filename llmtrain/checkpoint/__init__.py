@@ -1,8 +1,8 @@
 """One checkpoint for every topology: slices of canonical tensors, a manifest, and a COMMIT written last."""
 
 from llmtrain.checkpoint.facts import CheckpointFacts
-from llmtrain.checkpoint.load import Checkpoint, newest
+from llmtrain.checkpoint.load import Checkpoint, newest, open_checkpoint
 from llmtrain.checkpoint.probe import Probe, take_probe
 from llmtrain.checkpoint.save import save
 
-__all__ = ["Checkpoint", "CheckpointFacts", "Probe", "newest", "save", "take_probe"]
+__all__ = ["Checkpoint", "CheckpointFacts", "Probe", "newest", "open_checkpoint", "save", "take_probe"]

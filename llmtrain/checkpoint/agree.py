@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmtrain.engine.seam import Comm
-from llmtrain.errors import EngineError
+from llmtrain.errors import EngineError, LlmtrainError
 
 
 class Alone:
@@ -65,4 +65,4 @@ def sentence(error: Exception) -> str:
     """What went wrong, for somebody who sees neither the traceback nor the rank."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, LlmtrainError) else f"{type(error).__name__}: {error}"

@@ -67,6 +67,9 @@ class CheckpointFacts:
     probe: Probe | Mapping[str, Any] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        Topology(**self.topology)  # a wrong key is found now, not when all ranks have written
+
     @property
     def identity(self) -> Identity:
         """What must be the same when the run goes on."""

@@ -18,12 +18,12 @@ PRIVATE_FILE = 0o640  # owner and group; the umask takes away more, never adds
 PRIVATE_FOLDER = 0o750
 PIECE = 8 << 20  # bytes handed to the hash and to the disk at a time
 
-# One flat name: no separator, no leading dot, no NUL, so a name from a manifest can't leave its folder.
-PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
-
 
 class FileEntry(Section):
-    """One file of a checkpoint: a flat name, its size in bytes, its sha256 in hex."""
+    """One file of a checkpoint: its name, size in bytes and sha256 in hex.
+
+    The name has no separator, no leading dot and no NUL, so it can't lead out of its folder.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     size: int = Field(ge=0)
@@ -58,7 +58,10 @@ class HashedFile:
 
     def _write_all(self, piece: memoryview) -> None:
         while len(piece):
-            written = os.write(self._descriptor, piece)
+            try:
+                written = os.write(self._descriptor, piece)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self.size += written
             piece = piece[written:]
 

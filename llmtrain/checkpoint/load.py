@@ -9,10 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmtrain.checkpoint.agree import Alone
+from llmtrain.checkpoint.agree import Alone, on_rank_0, sentence
 from llmtrain.checkpoint.facts import CheckpointFacts, check_matches
 from llmtrain.checkpoint.files import check_file, read_plain
-from llmtrain.checkpoint.manifest import CONFIG, RUN, Manifest, is_committed, read_manifest, step_folders
+from llmtrain.checkpoint.manifest import (
+    CHECKPOINTS,
+    CONFIG,
+    MANIFEST,
+    RUN,
+    Manifest,
+    is_committed,
+    read_manifest,
+    step_folders,
+)
 from llmtrain.checkpoint.reader import CheckpointReader
 from llmtrain.engine.seam import Comm
 from llmtrain.errors import CheckpointError
@@ -93,7 +102,11 @@ def newest(
     there and every one is damaged: a run never starts over in silence.
     """
     comm = comm or Alone()
-    names: Any = comm.broadcast([str(path.absolute()) for path in step_folders(Path(run_folder))])
+    names = on_rank_0(
+        comm,
+        "looking for checkpoints",
+        lambda: [str(path) for path in step_folders(Path(run_folder).absolute())],
+    )
     refused = []
     for path in map(Path, names):
         reason, checkpoint = _verified(path, comm)
@@ -110,6 +123,24 @@ def newest(
             + "\nRestore one from a copy, or give the run a new output_dir to start at step 0"
         )
     return None
+
+
+def open_checkpoint(what: Path, on_reject: Callable[[Path, str], None] | None = None) -> Checkpoint:
+    """The verified checkpoint that WHAT means: a run folder's newest, or this checkpoint folder.
+
+    Raises CheckpointError when there is none, or it is damaged.
+    """
+    what = Path(what)
+    if (what / CHECKPOINTS).is_dir():
+        found = newest(what, on_reject)
+        if found is None:
+            raise CheckpointError(f"{what} has no finished checkpoint yet: train it further first")
+        return found
+    if not is_committed(what) and what.is_dir() and not (what / MANIFEST).exists():
+        raise CheckpointError(f"{what} is neither a run folder nor a checkpoint: it has no checkpoints/")
+    checkpoint = Checkpoint(what)
+    checkpoint.verify()
+    return checkpoint
 
 
 def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:
@@ -132,9 +163,9 @@ def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:
 
 
 def _failure(work: Callable[[], None]) -> str:
-    """Why `work` failed, or an empty string; a disk that can't be read is one more damage."""
+    """Why `work` failed, or an empty string. Whatever failed, the other ranks wait for the answer."""
     try:
         work()
-    except (CheckpointError, OSError) as error:
-        return str(error) or type(error).__name__
+    except Exception as error:  # noqa: BLE001 - a file that can't be read is one more damage
+        return sentence(error)
     return ""

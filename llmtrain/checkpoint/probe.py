@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.schema import Section
-from llmtrain.data.rows import Rows
+from llmtrain.data.rows import IGNORED, RowArrays, Rows
 from llmtrain.engine.seam import Engine
 
 _Row = tuple[int, ...]
@@ -27,14 +27,28 @@ class Probe(Section):
     loss: float
 
 
-def take_probe(engine: Engine, rows: Rows) -> Probe:
-    """What the engine makes of `rows` (a few) now; every rank calls it and gets the same."""
-    arrays = rows.read(0, rows.count)
+class _Few:
+    """Rows that are already read."""
+
+    def __init__(self, arrays: RowArrays):
+        self._arrays = arrays
+        self.count, self.seq_len = arrays.tokens.shape
+        self.valid_tokens = int((arrays.labels != IGNORED).sum())
+
+    def read(self, start: int, stop: int) -> RowArrays:
+        few = self._arrays
+        return RowArrays(few.tokens[start:stop], few.labels[start:stop], few.positions[start:stop])
+
+
+def take_probe(engine: Engine, rows: Rows, count: int = 2) -> Probe:
+    """What the engine makes of the first `count` of `rows` now; every rank calls it and gets the same."""
+    few = _Few(rows.read(0, min(count, rows.count)))
+    arrays = few.read(0, few.count)
     return Probe(
         tokens=arrays.tokens.tolist(),
         positions=arrays.positions.tolist(),
         labels=arrays.labels.tolist(),
-        loss=engine.evaluate(rows).loss,
+        loss=engine.evaluate(few).loss,
     )
 
 
@@ -49,8 +63,12 @@ def loss_of(model: Any, probe: Probe) -> float:
                 input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=False
             ).logits
             wanted = torch.tensor(labels)
-            total += float(torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="sum"))
-            valid += int((wanted >= 0).sum())
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits[0].float(), wanted, ignore_index=IGNORED, reduction="sum"
+                )
+            )
+            valid += int((wanted != IGNORED).sum())
     return total / max(valid, 1)
 
 

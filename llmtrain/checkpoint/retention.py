@@ -7,23 +7,21 @@ import shutil
 from pathlib import Path
 
 from llmtrain.checkpoint.files import sync_folder
-from llmtrain.checkpoint.manifest import COMMIT, is_committed, step_folders
+from llmtrain.checkpoint.manifest import COMMIT, REPLACED, is_committed, step_folders
 
 
-def retain(run_folder: Path, keep: int) -> list[Path]:
-    """Removes what `keep` leaves out and leftovers of saves that never finished; returns what it removed.
+def retain(saved: Path, keep: int) -> list[Path]:
+    """Removes what is older than the newest `keep` committed checkpoints; returns what it removed.
 
-    Only committed checkpoints count. A folder without COMMIT goes only when it is older than the newest
-    committed one: a newer one may be a save that is going on. Links are left alone.
+    `saved` was committed just now and is the first that stays. Only committed folders count; older
+    leftovers of saves that never finished go. What is newer stays untouched and does not count: it was
+    passed over as damaged when the run resumed, and is replaced when the run comes there again.
     """
     assert keep >= 1, "a run keeps at least its newest checkpoint"
-    folders = [path for path in step_folders(run_folder) if not path.is_symlink()]
-    committed = [path for path in folders if is_committed(path)]
-    if not committed:
-        return []
-    newest = folders.index(committed[0])
-    kept = {*folders[:newest], *committed[:keep]}
-    gone = [path for path in folders if path not in kept]
+    folders = step_folders(saved.parent.parent)
+    older = [path for path in folders[folders.index(saved) + 1 :] if not path.is_symlink()]
+    committed = [path for path in older if is_committed(path) and path.suffix != REPLACED]
+    gone = [path for path in older if path not in committed[: keep - 1]]
     for path in gone:
         remove_folder(path)
     return gone

@@ -6,15 +6,17 @@ name the folder does not count, and nothing older is removed before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llmtrain import __version__
-from llmtrain.checkpoint.agree import on_every_rank, on_rank_0
+from llmtrain.checkpoint.agree import on_every_rank, on_rank_0, sentence
 from llmtrain.checkpoint.facts import CheckpointFacts, config_text, tokenizer_files
 from llmtrain.checkpoint.files import PRIVATE_FOLDER, FileEntry, sync_folder, write_file
 from llmtrain.checkpoint.manifest import (
@@ -41,7 +43,7 @@ from llmtrain.engine.seam import Engine, Slice
 from llmtrain.errors import EngineError
 
 _SPARE = 16 << 20  # bytes for manifest, config and tokenizer, and for what the file system adds
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+logger = logging.getLogger(__name__)
 
 
 def save(engine: Engine, run_folder: Path, facts: CheckpointFacts, keep: int = 2) -> Path:
@@ -55,16 +57,25 @@ def save(engine: Engine, run_folder: Path, facts: CheckpointFacts, keep: int = 2
     task = f"saving step {facts.step}"
     folder = Path(str(comm.broadcast(str(step_folder(Path(run_folder).absolute(), facts.step)))))
     plans = on_every_rank(comm, task, lambda: _planned(engine))
-    on_rank_0(comm, task, lambda: _prepare(folder, plans))
+    on_rank_0(comm, task, lambda: _make_room(folder, plans))
     try:
         entries = on_every_rank(comm, task, lambda: _write_rank(engine, folder).model_dump())
         scalars = engine.scalars()
         on_rank_0(comm, task, lambda: _commit(folder, facts, scalars, plans, entries))
     except EngineError:
-        on_rank_0(comm, task, lambda: _withdraw(folder))
+        with contextlib.suppress(EngineError):  # without COMMIT what is left is no checkpoint anyway
+            on_rank_0(comm, task, lambda: _withdraw(folder))
         raise
-    on_rank_0(comm, "removing old checkpoints", lambda: retain(folder.parent.parent, keep))
+    if comm.rank == 0:
+        _retain(folder, keep)
     return folder
+
+
+def _retain(folder: Path, keep: int) -> None:
+    try:
+        retain(folder, keep)
+    except OSError as error:  # the save stands; that is no reason to end a run
+        logger.warning("old checkpoints could not be removed: %s", sentence(error))
 
 
 def _planned(engine: Engine) -> dict[str, Any]:
@@ -98,8 +109,8 @@ def _tensors(plans: list[dict[str, Any]]) -> dict[str, TensorEntry]:
     return {name: TensorEntry(shape=shapes[name], slices=tuple(slices[name])) for name in sorted(slices)}
 
 
-def _prepare(folder: Path, plans: list[dict[str, Any]]) -> None:
-    """Rank 0: the state is whole, there is room for it, and the folder is there and empty."""
+def _make_room(folder: Path, plans: list[dict[str, Any]]) -> None:
+    """Rank 0: the state is whole, the disk has room for it, and the folder is there and empty."""
     problem = incomplete(_tensors(plans), [rank_file(rank) for rank in range(len(plans))])
     if problem:
         raise EngineError(f"the engine's state is not whole: {problem}")
@@ -110,12 +121,16 @@ def _prepare(folder: Path, plans: list[dict[str, Any]]) -> None:
     free = _free(folder.parent)
     if free < needed:
         raise EngineError(_no_space(folder.parent, needed, free))
+    aside = folder.with_name(folder.name + REPLACED)
     if folder.exists():
-        aside = folder.with_name(folder.name + REPLACED)
-        if aside.exists():
-            remove_folder(aside)
+        remove_folder(aside)
         folder.rename(aside)
-    folder.mkdir(PRIVATE_FOLDER)
+    try:
+        folder.mkdir(PRIVATE_FOLDER)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
     sync_folder(folder.parent)
     sync_folder(folder.parent.parent)
 
@@ -125,11 +140,23 @@ def _free(folder: Path) -> int:
     return space.f_bavail * space.f_frsize
 
 
-def _no_space(folder: Path, needed: int, free: int) -> str:
+def _no_space(folder: Path, needed: int, free: int, quota: bool = False) -> str:
     return (
-        f"no space in {folder}: need {_size(needed)}, have {_size(free)}; free some, or lower "
-        "checkpoint.keep (the newest checkpoint before this one is untouched)"
+        f"{'the disk quota is used up' if quota else 'no space'} in {folder}: need {_size(needed)}, have "
+        f"{_size(free)}; free some, or lower checkpoint.keep (the checkpoints before this one are untouched)"
     )
+
+
+@contextlib.contextmanager
+def _room_for(needed: int, folder: Path) -> Iterator[None]:
+    """Turns a full disk into the sentence that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        quota = error.errno == errno.EDQUOT
+        raise EngineError(_no_space(folder, needed, _free(folder), quota)) from error
 
 
 def _size(count: int) -> str:
@@ -146,17 +173,12 @@ def _write_rank(engine: Engine, folder: Path) -> FileEntry:
         TensorSpec(SliceEntry(kind, start, length, path.name, dtype).key(name), DTYPES[dtype], (length,))
         for name, kind, start, length, dtype in plan
     ]
-    try:
-        with TensorFileWriter(path, specs) as file:
-            for width in sorted({spec.dtype.itemsize for spec in specs}, reverse=True):
-                for piece in engine.slices():
-                    if piece.tensor.numel() and piece.tensor.element_size() == width:
-                        file.write(piece.tensor)
-            return file.finish()
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise EngineError(_no_space(folder, sum(spec.size for spec in specs), _free(folder))) from error
+    with _room_for(sum(spec.size for spec in specs), folder), TensorFileWriter(path, specs) as file:
+        for width in sorted({spec.dtype.itemsize for spec in specs}, reverse=True):
+            for piece in engine.slices():
+                if piece.tensor.numel() and piece.tensor.element_size() == width:
+                    file.write(f"{piece.name}|{piece.kind}|{piece.start}", piece.tensor)
+        return file.finish()
 
 
 def _commit(
@@ -167,8 +189,8 @@ def _commit(
     entries: list[dict[str, Any]],
 ) -> None:
     """Rank 0: the small files, the manifest, and last the name COMMIT."""
-    try:
-        files = [FileEntry(**entry) for entry in entries]
+    files = [FileEntry(**entry) for entry in entries]
+    with _room_for(_SPARE, folder):
         files.append(write_file(folder / CONFIG, config_text(facts.config).encode()))
         files.append(write_file(folder / RUN, facts.run_yaml.encode()))
         for path in tokenizer_files(facts.tokenizer_folder):
@@ -180,10 +202,6 @@ def _commit(
         sync_folder(folder)
         pending.rename(folder / COMMIT)
         sync_folder(folder)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise EngineError(_no_space(folder, _SPARE, _free(folder))) from error
 
 
 def _manifest(

@@ -97,9 +97,10 @@ class TensorFileWriter:
             self._file.__exit__(None, None, None)
             raise
 
-    def write(self, tensor: torch.Tensor) -> None:
+    def write(self, key: str, tensor: torch.Tensor) -> None:
         """The next tensor; at most `PIECE` bytes of it are copied to the CPU at a time."""
         spec = self._left.pop()
+        assert key == spec.key, f"{key} was written, {spec.key} announced"
         assert tensor.dtype == spec.dtype, f"{spec.key} is {tensor.dtype}, announced as {spec.dtype}"
         assert tensor.numel() == elements(spec.shape), f"{spec.key} has not the announced length"
         flat = tensor.detach().reshape(-1)
