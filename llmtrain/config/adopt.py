@@ -49,7 +49,13 @@ def try_adopt(loaded: LoadedRun, template: Template) -> tuple[LoadedRun, list[Pr
     ]
     wishes += _precision_wishes(template, loaded.config, problems)
     wishes += _optimizer_and_scheduler(template, loaded.config, problems)
+    taken: dict[str, tuple[str, Any]] = {}
     for key, field, value in wishes:
+        first, said = taken.setdefault(field, (key, value))
+        if said != value:
+            fix = f"{first} = {said!r} in the same file says otherwise; keep one"
+            problems.append(Problem(key, value, template.origin(key), fix))
+            continue
         loaded = _take(loaded, template, key, field, value, problems)
     return loaded, problems
 
@@ -63,8 +69,9 @@ def _take(
     if current == value and (field in loaded.explicit or loaded.origin(field) != "default"):
         return loaded
     if field in loaded.explicit and current != AUTO:
-        fix = f"{field} = {current!r} ({loaded.origin(field)}) says otherwise; keep one: {_way_out(key)}"
-        problems.append(Problem(key, value, template.origin(key), fix))
+        other = f"{field} = {current!r} ({loaded.origin(field)})"
+        fix = f"{other} says otherwise; keep one: {_way_out(key, template)}"
+        problems.append(Problem(key, template.said(key), template.origin(key), fix))
         return loaded
     try:
         config = _written(loaded.config, field, value)
@@ -76,7 +83,9 @@ def _take(
     return replace(loaded, config=config, origins=origins)
 
 
-def _way_out(key: str) -> str:
+def _way_out(key: str, template: Template) -> str:
+    if template.origin(key).startswith("accelerate"):
+        return "drop accelerate's setting, or take the field out of the run"
     if key == "scheduler.type":
         return "remove the scheduler here, or the field from the run"
     return 'write "auto" here, or take the field out of the run'

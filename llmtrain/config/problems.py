@@ -99,7 +99,7 @@ def describe(
             continue
         if item["type"] == "value_error":
             said = str(item["msg"]).removeprefix("Value error, ")
-            own_fault = any(gone[: len(path)] == path for gone in missing_by_us)
+            own_fault = any(dotted(gone) in said for gone in missing_by_us)
             if not own_fault:
                 shown = None if isinstance(value, dict) else value
                 problems.append(Problem(dotted(path) or "file", shown, origin(path), said))

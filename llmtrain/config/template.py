@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import llmtrain
-from llmtrain.config.keys import REMOVED, REMOVED_ZERO, TOP, Key
+from llmtrain.config.keys import REMOVED, REMOVED_ZERO, RENAMED, TOP, Key
 from llmtrain.errors import ConfigError, Problem, nearest
 
 AUTO = "auto"
@@ -86,7 +86,7 @@ def read_template(name_or_path: str) -> Template:
         return dict(pairs)
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+        content = _parsed(path.read_text(encoding="utf-8"), no_repeats)
     except json.JSONDecodeError as error:
         fix = f"is not valid JSON: {error.msg}"
         raise ConfigError(Problem("file", shown, f"{shown}:{error.lineno}", fix)) from None
@@ -96,6 +96,19 @@ def read_template(name_or_path: str) -> Template:
         fix = f"must hold a JSON object, but holds a {type(content).__name__}"
         raise ConfigError(Problem("file", shown, shown, fix))
     return Template(shown, content)
+
+
+def _parsed(text: str, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """JSON, or JSON with comments and trailing commas, which DeepSpeed reads through hjson as well."""
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except json.JSONDecodeError as error:
+        import hjson  # type: ignore[import-untyped]  # comes with DeepSpeed; rarely needed
+
+        try:
+            return hjson.loads(text, object_pairs_hook=hook)
+        except hjson.HjsonDecodeError:
+            raise error from None
 
 
 def sift(template: Template) -> tuple[Template, list[Problem]]:
@@ -121,7 +134,7 @@ def _sift(
         key = section.known.get(name)
         if key is None:
             problems.append(
-                Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(name, section)}")
+                Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(place, section)}")
             )
         elif key.refused:
             if value not in (*key.harmless, AUTO, None):
@@ -144,8 +157,11 @@ def _sift(
     return kept
 
 
-def _hint(name: str, section: Key) -> str:
-    """The nearest name in this section, else the place where a key of this name belongs."""
+def _hint(place: str, section: Key) -> str:
+    """Its new name, the nearest name in this section, or the place where a key of this name belongs."""
+    name = place.rpartition(".")[2]
+    if place in RENAMED:
+        return f"it is now called '{RENAMED[place]}'"
     found = nearest(name, section.known)
     if found:
         return found

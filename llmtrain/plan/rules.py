@@ -42,6 +42,10 @@ def _pipeline_problems(loaded: LoadedRun, template: Template, world: int) -> lis
             "micro-batches, so DeepSpeed refuses both; use deepspeed: pipeline (ZeRO-1), or pipeline: 1"
         )
         problems.append(Problem("parallel.pipeline", pipeline, origin, fix))
+    late = "bf16.immediate_grad_update"
+    if pipeline > 1 and template.said(late) is False:
+        fix = "DeepSpeed then counts the gradients of a bf16 pipeline twice; write true or remove it"
+        problems.append(Problem(late, False, template.origin(late), fix))
     layers = (loaded.config.model.config or {}).get("num_hidden_layers")
     if isinstance(layers, int) and pipeline > layers:
         fix = f"the model has {layers} layers and every stage needs one; use at most {layers} stages"
