@@ -237,7 +237,8 @@ class TrainerRows:
     """The same rows as a map-style dataset; row i belongs to step i // rows."""
 
     def __init__(self, spec: Spec):
-        self.spec, self.step, self.rows = spec, -1, np.empty(0)
+        self.spec, self.step = spec, -1
+        self.rows = np.empty((0, 0), dtype=np.int64)
 
     def __len__(self) -> int:
         return self.spec.rows * (self.spec.warmup + self.spec.steps)

@@ -38,7 +38,7 @@ COLUMNS = (
 )  # fmt: skip
 LEGEND = (
     "`llmtrain:MODE`: this project's engine with `kernels: MODE`",
-    "`bare`: fp32 weights under autocast; `bare:master`: bf16 weights and an fp32 copy, DeepSpeed's arithmetic",
+    "`bare`: fp32 weights under autocast; `bare:master`: bf16 weights and an fp32 copy, as DeepSpeed",
     "`trainer`: transformers.Trainer with the shortest DeepSpeed file; `trainer:tuned`: SDPA, fused AdamW, "
     "Liger on a GPU",
 )
@@ -187,8 +187,8 @@ def notes(args: argparse.Namespace, preset: Preset, matmul: float, agreement: st
         f"{peak / 1e12:,.1f} TFLOP/s (dense, from the data sheet)" if peak else "none known for this device"
     )
     lines = [
-        f"model `{args.model}`, {args.precision}, DeepSpeed `{args.deepspeed}`, 1 rank; {preset.rows} rows of "
-        f"{preset.seq} tokens per step, {preset.micro} per forward pass; random tokens, no recomputation",
+        f"model `{args.model}`, {args.precision}, DeepSpeed `{args.deepspeed}`, 1 rank; {preset.rows} rows "
+        f"of {preset.seq} tokens per step, {preset.micro} per forward pass; random tokens, no recomputation",
         f"{args.rounds} rounds, each contestant in its own process; {args.warmup} steps of warm-up, "
         f"then {args.steps} timed",
         f"FULL = 6N + 12·L·d·s FLOP per token, CAUSAL = 6N + 6·L·d·s; peak {said}; "

@@ -1,0 +1,123 @@
+"""Tokens per second from memory-mapped shards to the arrays a rank trains on.
+
+    python benchmarks/loader.py [--tokens 200_000_000] [--seq-len 2048] [--rows 256] [--micro 8]
+
+Makes a dataset of random tokens in documents of about 600 tokens, in several shards, then reads every
+step through `Batches.at(step).read(...)` in micro-batches, in shuffled order. The files are in the page
+cache, as they are after a first epoch: what is measured is the loader, not the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from llmtrain.config.schema import DataSource  # noqa: E402
+from llmtrain.data.batches import Batches  # noqa: E402
+from llmtrain.data.manifest import (  # noqa: E402
+    TOKENIZER,
+    Counts,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    TokenizerEntry,
+    file_sha256,
+    fingerprint,
+    write_manifest,
+)
+from llmtrain.data.shards import ShardWriter, token_dtype  # noqa: E402
+
+GOAL = 100_000_000  # tokens per second
+SHARDS = 4
+
+
+def make_dataset(folder: Path, tokens: int, vocab_size: int) -> None:
+    rng = np.random.default_rng(0)
+    (folder / TOKENIZER).mkdir(parents=True)
+    (folder / TOKENIZER / "tokenizer.json").write_text("{}")
+    (folder / "train").mkdir()
+    shards = []
+    for number in range(SHARDS):
+        name = f"train/{number:05d}"
+        lengths = np.clip(rng.lognormal(5.8, 1.1, tokens // SHARDS // 300), 1, 50_000).astype(np.int64)
+        ends = np.cumsum(lengths)
+        lengths = lengths[: int(np.searchsorted(ends, tokens // SHARDS))]
+        writer = ShardWriter(folder / name, vocab_size)
+        writer.add(rng.integers(0, vocab_size, int(lengths.sum()), np.uint16), lengths)
+        shards.append(ShardEntry.of(name, writer.close()))
+    total = sum(shard.tokens for shard in shards)
+    documents = sum(shard.documents for shard in shards)
+    splits = {
+        "train": SplitEntry(documents=documents, tokens=total, text_bytes=4 * total, shards=tuple(shards))
+    }
+    sha256 = file_sha256(folder / TOKENIZER / "tokenizer.json")
+    dtype = token_dtype(vocab_size).name
+    entry = TokenizerEntry(
+        name="random", sha256=sha256, vocab_size=vocab_size, eos="", eos_id=0, special={}, engine="none"
+    )
+    manifest = Manifest(
+        name="random",
+        created_by="benchmarks/loader.py",
+        fingerprint=fingerprint(splits, dtype, vocab_size, sha256, False),
+        dtype=dtype,
+        vocab_size=vocab_size,
+        append_eos=False,
+        tokenizer=entry,
+        splits=splits,
+        sources=(),
+        counts=Counts(documents_in=0, documents_out=0, rejected={}, examples={}),
+        pipeline={},
+        pipeline_sha256="",
+    )
+    write_manifest(folder, manifest)
+
+
+def measure(folder: Path, seq_len: int, rows: int, micro: int, mask: bool, seconds: float) -> float:
+    """Tokens per second over at least `seconds`, after one step that is not counted."""
+    batches = Batches([DataSource(path=str(folder))], seq_len, rows, seed=1, mask_documents=mask)
+    read_step(batches, 0, micro)
+    step, began = 1, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds or step == 1:
+        read_step(batches, step, micro)
+        step += 1
+    return (step - 1) * rows * seq_len / spent
+
+
+def read_step(batches: Batches, step: int, micro: int) -> None:
+    """What a rank does for one step: the denominator of the loss, then each micro-batch."""
+    due = batches.at(step)
+    assert due.valid_tokens > 0, "a step without a label"
+    for start in range(0, due.count, micro):
+        arrays = due.read(start, min(start + micro, due.count))
+        assert arrays.tokens.shape[1] == batches.seq_len, "a row of another length"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=200_000_000, help="size of the dataset")
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=256, help="rows per step")
+    parser.add_argument("--micro", type=int, default=8, help="rows per read")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time per figure")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_dataset(Path(folder), chosen.tokens, 50_000)
+        print(f"{chosen.tokens / 1e6:.0f} M tokens uint16, {SHARDS} shards, one process, one thread")
+        print(f"rows of {chosen.seq_len}, {chosen.rows} per step, read {chosen.micro} at a time")
+        slowest = float("inf")
+        for mask in (False, True):
+            rate = measure(Path(folder), chosen.seq_len, chosen.rows, chosen.micro, mask, chosen.seconds)
+            slowest = min(slowest, rate)
+            print(f"mask_documents {str(mask).lower():5}  {rate / 1e6:8.1f} M tokens/s")
+        print(f"goal {GOAL / 1e6:.0f} M tokens/s: {'met' if slowest >= GOAL else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()
