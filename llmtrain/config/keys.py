@@ -24,7 +24,7 @@ class Key:
     keys: Mapping[str, Key] | None = None  # of a section
     refused: str = ""  # why llmtrain can't honour it, and the way out
     least: float = 0  # of a number
-    harmless: tuple[Any, ...] = ()  # values at which a refused key asks for nothing
+    harmless: tuple[Any, ...] = ()  # values that ask for nothing: such a key is dropped
     stages: tuple[int, ...] = (0, 1, 2, 3)  # ZeRO stages in which it matters: there it is made explicit
 
     @property
@@ -287,7 +287,7 @@ TOP = _section(
     gradient_accumulation_steps=Key("whole", least=1),
     gradient_clipping=_number(),
     managed_gradient_accumulation=_refused("llmtrain leaves accumulation to DeepSpeed; remove it", True),
-    steps_per_print=Key("any"),
+    steps_per_print=Key("number", harmless=("inf", float("inf"))),
     dump_state=_flag(False),
     disable_python_gc=_flag(False),
     disable_allgather=_refused("DeepSpeed reads it and does nothing with it; remove it", False),

@@ -7,6 +7,7 @@ accelerate itself is not imported: llmtrain needs its answers, not its Accelerat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmtrain.config.merge import merge
@@ -80,7 +81,7 @@ def _from_file(path: str, problems: list[Problem]) -> Template:
             for problem in error.problems
         ]
         return Template(path, {})
-    return Template(f"{template.source} (accelerate deepspeed_config_file)", template.content)
+    return replace(template, source=f"{template.source} (accelerate deepspeed_config_file)")
 
 
 def _beside_file(template: Template, fields: Template) -> tuple[Template, list[Problem]]:
@@ -138,7 +139,8 @@ def _from_fields(environ: Mapping[str, str], problems: list[Problem], default_st
     if moe.lower() != "none":
         zero["leaf_module"] = {"classes": [name.strip() for name in moe.split(",")]}
         note("zero_optimization.leaf_module.classes", "deepspeed_moe_layer_cls_names")
-    return Template(SOURCE, content, origins)
+    offloaded = "_offload" if "offload_optimizer" in zero else ""
+    return Template(SOURCE, content, origins, f"zero{zero['stage']}{offloaded}")
 
 
 def _number(
@@ -166,4 +168,4 @@ def _with_precision(template: Template, precision: str, problems: list[Problem])
         return template
     content = {**template.content, precision: {**template.content.get(precision, {}), "enabled": True}}
     origins = {**template.origins} if said else {**template.origins, key: _origin("mixed_precision")}
-    return Template(template.source, content, origins)
+    return replace(template, content=content, origins=origins)

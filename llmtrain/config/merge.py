@@ -40,7 +40,7 @@ def merge(first: Template, second: Template, called: str) -> tuple[Template, lis
         problems.append(Problem(key, theirs, second.origin(key), fix))
     taken = {key: second.origin(key) for key in keys if first.said(key) is None}
     content = _filled(first.content, second.content)
-    return Template(first.source, content, {**taken, **first.origins}), problems
+    return Template(first.source, content, {**taken, **first.origins}, first.name), problems
 
 
 def _filled(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

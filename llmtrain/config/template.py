@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +19,15 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Template:
-    """What a DeepSpeed file, or the launcher, asks for. `origins` refine `source` for single keys."""
+    """What a DeepSpeed file, or the launcher, asks for.
+
+    `origins` refine `source` for single keys; `name` is what `deepspeed` in a run would say to get it.
+    """
 
     source: str
     content: dict[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
     def origin(self, key: str) -> str:
         """Where `zero_optimization.stage` was written."""
@@ -39,9 +44,9 @@ class Template:
 
 
 def template_folders() -> tuple[Path, ...]:
-    """Where names are looked up: ds_configs/ here, in the checkout, and in the installed package."""
-    package = Path(llmtrain.__file__).parent
-    return Path("ds_configs"), package.parent / "ds_configs", package / "ds_configs"
+    """Where names are looked up: ds_configs/ here, in the checkout, and where a wheel installs them."""
+    checkout = Path(llmtrain.__file__).parent.parent
+    return Path("ds_configs"), checkout / "ds_configs", Path(sys.prefix, "share/llmtrain/ds_configs")
 
 
 def known_templates() -> list[str]:
@@ -95,7 +100,7 @@ def read_template(name_or_path: str) -> Template:
     if not isinstance(content, dict):
         fix = f"must hold a JSON object, but holds a {type(content).__name__}"
         raise ConfigError(Problem("file", shown, shown, fix))
-    return Template(shown, content)
+    return Template(shown, content, name=name_or_path)
 
 
 def _parsed(text: str, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
@@ -136,8 +141,10 @@ def _sift(
             problems.append(
                 Problem(place, None, origin, f"DeepSpeed has no such key; {_hint(place, section)}")
             )
+        elif key.harmless and value in key.harmless:
+            continue
         elif key.refused:
-            if value not in (*key.harmless, AUTO, None):
+            if value not in (AUTO, None):
                 shown = None if isinstance(value, dict) else value
                 problems.append(Problem(place, shown, origin, key.refused))
         elif key.kind == "section":

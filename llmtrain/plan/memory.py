@@ -4,7 +4,8 @@ States per parameter P (N = data-parallel ranks; read in runtime/zero/stage_1_an
 bf16_optimizer.py and fp16/unfused_optimizer.py of DeepSpeed 0.19.8; b = bytes of the model's type):
 
     stage 0   bP weights + bP gradients + 12P fp32 weights and moments (fp32: + 8P moments)
-    stage 1   bP + bP gradients + 12P/N; with fp32 accumulation in bf16 another 4P (BF16_Optimizer)
+    stage 1   bP + bP gradients + 16P/N; 4P instead of bP + 4P/N when bf16 sums in fp32 (BF16_Optimizer
+              frees each bf16 gradient as it is summed)
     stage 2   bP + 18P/N with fp32 accumulation, bP + 16P/N without
     stage 3   the same as stage 2, and bP/N weights plus what is gathered at a time
 Activations: Korthikanti et al., arXiv 2205.05198, for attention that never stores its square.
@@ -119,8 +120,7 @@ def _states(p: int, dp: int, stage: int, element: int, fp32_sums: bool) -> tuple
         return element * p, element * p, masters_and_moments * p
     optimizer = 12 * p // dp
     if stage == 1:
-        sums = 4 * p if fp32_sums else 4 * p // dp
-        return element * p, element * p + sums, optimizer
+        return element * p, 4 * p if fp32_sums else element * p + 4 * p // dp, optimizer
     gradients = (element + 4) * p // dp if fp32_sums or element == 4 else (element + 2) * p // dp
     return (element * p if stage == 2 else element * p // dp), gradients, optimizer
 

@@ -56,7 +56,9 @@ def make_plan(
     device_memory: bytes of one device, and shape: the model's sizes (default: what model.config says); with
     both known, `batch.micro: auto` keeps within memory. Raises ConfigError with every problem.
     """
+    assert device in ("cpu", "cuda"), f"no device {device!r}"
     template, problems = choose_template(loaded, environ)
+    loaded = _named(loaded, template)
     template, found = sift(template)
     problems += found
     loaded, found = try_adopt(loaded, template)
@@ -82,6 +84,14 @@ def make_plan(
     deepspeed = resolve(template, run, batch.micro, batch.accumulation, world, device)
     origins = {**loaded.origins, **_deepspeed_origins(deepspeed, template)}
     return Plan(run, topology, batch, schedule, deepspeed, origins, device)
+
+
+def _named(loaded: LoadedRun, template: Template) -> LoadedRun:
+    """The run with `deepspeed` saying what accelerate chose, when the run itself did not say."""
+    if template.name in ("", loaded.config.deepspeed):
+        return loaded
+    config = loaded.config.model_copy(update={"deepspeed": template.name})
+    return replace(loaded, config=config, origins={**loaded.origins, "deepspeed": template.source})
 
 
 def _batch(

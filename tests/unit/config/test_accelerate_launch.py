@@ -58,6 +58,7 @@ def test_fields_become_a_strategy(tmp_path: Path) -> None:
     assert plan.origins["ds.zero_optimization.stage"] == "accelerate (zero_stage)"
     assert plan.origins["optimizer.clip"] == "accelerate (gradient_clipping)"
     assert plan.origins["precision"] == "accelerate (mixed_precision)"
+    assert (plan.run.deepspeed, plan.origins["deepspeed"]) == ("zero3_offload", "accelerate")
 
 
 def test_a_file_named_by_accelerate_is_the_strategy(tmp_path: Path) -> None:
@@ -65,6 +66,7 @@ def test_a_file_named_by_accelerate_is_the_strategy(tmp_path: Path) -> None:
     assert plan.topology.zero_stage == 3
     shown = "ds_configs/zero3.json (accelerate deepspeed_config_file)"
     assert plan.origins["ds.zero_optimization.stage"] == shown
+    assert plan.run.deepspeed == "ds_configs/zero3.json"
 
 
 def test_the_same_strategy_twice_is_fine(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_keys_that_ask_for_nothing_are_let_through(tmp_path: Path) -> None:
         "hybrid_engine": {"enabled": False},
         "activation_checkpointing": {"partition_activations": False, "number_checkpoints": None},
         "_comment": "ours",
+        "steps_per_print": "inf",
     }
     path.write_text(json.dumps({**harmless, "zero_optimization": {"stage": 1}}))
     template = load_template(str(path))

@@ -125,8 +125,8 @@ def resolved(name: str, precision: str, world: int = 8) -> dict[str, Any]:
     [
         ("zero0", "fp32", 1, 16),
         ("zero0", "bf16", 8, 16),
-        ("zero1", "bf16", 1, 20),
-        ("zero1", "bf16", 8, 8 + 12 / 8),
+        ("zero1", "bf16", 1, 18),
+        ("zero1", "bf16", 8, 6 + 12 / 8),
         ("zero1", "fp16", 8, 4 + 16 / 8),
         ("zero2", "bf16", 1, 20),
         ("zero2", "bf16", 8, 2 + 18 / 8),
