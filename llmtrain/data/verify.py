@@ -1,0 +1,75 @@
+"""Checks everything a dataset folder claims: every byte's hash, every bound, every token id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.dataset import open_dataset
+from llmtrain.data.manifest import Manifest, read_manifest
+from llmtrain.data.shards import Shard
+from llmtrain.errors import DataError
+
+BLOCK_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked and found good; anything bad is a DataError instead."""
+
+    folder: str
+    manifest: Manifest
+    files: int
+    bytes: int
+
+    def render(self) -> str:
+        """One paragraph of plain text."""
+        splits = ", ".join(
+            f"{name} {split.documents:,} documents {split.tokens:,} tokens"
+            for name, split in self.manifest.splits.items()
+        )
+        return (
+            f"{self.folder} is good: {self.files} files, {self.bytes:,} bytes, "
+            f"every hash, bound and token id checked\n{splits}\nfingerprint {self.manifest.fingerprint}"
+        )
+
+
+def verify(folder: str | Path, progress: Callable[[str, int, int], None] | None = None) -> VerifyReport:
+    """Reads a whole dataset. Raises DataError naming the first file that is not what it should be."""
+    folder = Path(folder)
+    manifest = read_manifest(folder, hashes=True)
+    total = sum(split.tokens for split in manifest.splits.values())
+    files, size, done = 0, 0, 0
+    for name, split in manifest.splits.items():
+        for shard in open_dataset(folder, name).shards:
+            _check_ids(shard, manifest)
+            done += len(shard.tokens)
+            if progress is not None:
+                progress("checking tokens", done, total)
+        files += 2 * len(split.shards)
+        size += sum(shard.bin.bytes + shard.idx.bytes for shard in split.shards)
+    return VerifyReport(str(folder), manifest, files, size)
+
+
+def _check_ids(shard: Shard, manifest: Manifest) -> None:
+    for start in range(0, len(shard.tokens), BLOCK_TOKENS):
+        block = shard.tokens[start : start + BLOCK_TOKENS]
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= manifest.vocab_size:
+            wrong = low if low < 0 else high
+            raise DataError(
+                f"{shard.prefix}.bin holds token id {wrong}, outside the vocabulary of "
+                f"{manifest.vocab_size}: it was not made with this dataset's tokenizer"
+            )
+    if manifest.append_eos and shard.documents:
+        starts = np.concatenate([[0], shard.ends[:-1]])
+        ended = (shard.ends > starts) & (shard.tokens[shard.ends - 1] == manifest.tokenizer.eos_id)
+        if not ended.all():
+            number = int(np.flatnonzero(~ended)[0])
+            raise DataError(
+                f"{shard.prefix}.bin: document {number} does not end with {manifest.tokenizer.eos} "
+                f"(id {manifest.tokenizer.eos_id}) as the manifest says"
+            )
