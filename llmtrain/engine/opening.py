@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -53,7 +55,8 @@ def open_engine(
     def loss_fn(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return stage.loss(hidden, labels) * factor[0]
 
-    module = StagePipeline(stage, index, topology.pipeline, loss_fn)
+    with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its topology
+        module = StagePipeline(stage, index, topology.pipeline, loss_fn)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(plan.deepspeed))
     pipe = PipeEngine(plan, stage, engine, comm, dp_rank=comm.rank % topology.dp)
     pipe.loss_factor = factor
