@@ -64,7 +64,7 @@ def test_strategy_resolves_with_nothing_left_open(name: str) -> None:
     run = load_run(SMALL, [f"deepspeed={name}", f"parallel.pipeline={stages}"]).config
     template = load_template(name)
     resolved = resolve(template, run, 2, 2, 4, device)
-    assert "auto" not in str(resolved).replace("autotuning", "")
+    assert "'auto'" not in str(resolved)
     assert resolved["zero_optimization"]["stage"] == zero_stage(template)
     assert resolved["train_micro_batch_size_per_gpu"] == 2
     assert resolved["gradient_accumulation_steps"] == 2
