@@ -1,1 +1,1 @@
-"""To be written."""
+"""What a run tells: its folder, its metrics, its progress on screen."""

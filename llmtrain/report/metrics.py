@@ -1,0 +1,72 @@
+"""metrics.jsonl: one JSON object per line, the truth about a run that every display is drawn from.
+
+    {"step": 12, "tokens": 98304, "loss": 5.1, "lr": 0.001, "grad_norm": 0.8, "step_s": 0.41, ...}
+    {"step": 100, "tokens": 819200, "eval_loss": 4.2, "perplexity": 66.7, "bits_per_byte": 1.9, ...}
+
+`step` counts finished optimizer steps: 1 is the first one, and an evaluation at 0 is of the model as it
+started. `tokens` counts the trained tokens so far. A value that is not finite is written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics file; what a kill tore off at the end is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            record = _parsed(line)
+            if record is not None:
+                yield record
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl. Each line is one write, so a kill can tear only the last one."""
+
+    def __init__(self, path: Path, start: int):
+        """Opens the file for a run that has `start` steps behind it; later lines are dropped by rename."""
+        self.path = path
+        kept = [record for record in read_metrics(path) if start > 0 and record["step"] <= start]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(path.name + ".new")
+        scratch.write_bytes(b"".join(_line(record) for record in kept))
+        os.replace(scratch, path)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record."""
+        os.write(self._file, _line(record))
+
+    def sync(self) -> None:
+        """Makes what was written survive a power cut; worth its time only at a checkpoint."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,169 @@
+"""How a run looks while it runs: a live panel on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+RECENT_STEPS = 20  # speed and time left are means over this many
+
+
+class Progress(Protocol):
+    """A display of one run; `record` is a line of metrics.jsonl."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A step is done."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own happened."""
+
+    def close(self) -> None:
+        """The run has ended; the display lets go of the terminal."""
+
+
+def open_progress(steps: int, start: int, every: int, stream: TextIO | None = None) -> Progress:
+    """The display that fits `stream` (stdout): live on a terminal, else a line every `every` steps."""
+    out = stream or sys.stdout
+    if out.isatty():
+        return LiveProgress(steps, start, out)
+    return PlainProgress(steps, start, every, out)
+
+
+class Silent:
+    """The display of every rank but the first."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+class Pace:
+    """Speed and time left from the last few steps. The first step, which warms up, is left out."""
+
+    def __init__(self, steps: int, start: int):
+        self.steps = steps
+        self.warm_after = start + 1
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self.tokens = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Takes in one step's record."""
+        trained = record["tokens"] - self.tokens if self.tokens else 0
+        self.tokens = record["tokens"]
+        if record["step"] > self.warm_after:
+            self.recent.append((record["step_s"], trained))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Trained tokens per second, 0 while unknown."""
+        seconds = sum(step_s for step_s, _ in self.recent)
+        return sum(tokens for _, tokens in self.recent) / seconds if seconds else 0.0
+
+    def left(self, step: int) -> str:
+        """Time left after `step`, as text."""
+        if not self.recent:
+            return "-:--"
+        mean = sum(step_s for step_s, _ in self.recent) / len(self.recent)
+        return duration(mean * (self.steps - step))
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def gibibytes(count: float) -> str:
+    """`1.5 GiB`."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _shown(record: Mapping[str, Any], pace: Pace) -> dict[str, str]:
+    """What both displays show of a step, in order."""
+    mfu = record.get("mfu")
+    shown = {
+        "loss": f"{record['loss']:.4f}",
+        "lr": f"{record['lr']:.2e}",
+        "grad norm": f"{record['grad_norm']:.3f}",
+        "tokens/s": f"{pace.tokens_per_s or record['tokens_per_s']:,.0f}",
+        "memory": gibibytes(record["memory_bytes"]),
+        "left": pace.left(record["step"]),
+    }
+    if mfu:
+        shown["MFU"] = f"{mfu:.1%}"
+    if record["skipped"]:
+        shown["skipped"] = "not finite, weights untouched"
+    return shown
+
+
+class PlainProgress:
+    """One line every `every` steps, for logs, pipes and batch systems."""
+
+    def __init__(self, steps: int, start: int, every: int, stream: TextIO):
+        self.pace = Pace(steps, start)
+        self.steps, self.start, self.every, self.stream = steps, start, every, stream
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Prints the step when it is due, is the first or last one, or was skipped."""
+        self.pace.add(record)
+        step = record["step"]
+        if step % self.every == 0 or step in (self.start + 1, self.steps) or record["skipped"]:
+            facts = " · ".join(f"{name} {value}" for name, value in _shown(record, self.pace).items())
+            self.note(f"step {step}/{self.steps} · {facts}")
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+class LiveProgress:
+    """A bar and a table of the newest values, redrawn in place; notes scroll above it."""
+
+    def __init__(self, steps: int, start: int, stream: TextIO):
+        from rich.console import Console
+        from rich.live import Live
+
+        self.pace = Pace(steps, start)
+        self.steps = steps
+        self.started = time.monotonic()
+        self.live = Live(console=Console(file=stream), refresh_per_second=4, transient=False)
+        self.live.start()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Redraws."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        self.pace.add(record)
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        elapsed = duration(time.monotonic() - self.started)
+        bar = ProgressBar(total=self.steps, completed=record["step"])
+        head.add_row(f"step {record['step']}/{self.steps}", bar, elapsed)
+        shown = _shown(record, self.pace)
+        facts = Table.grid(padding=(0, 3))
+        facts.add_row(*(f"[dim]{name}[/] {value}" for name, value in shown.items()))
+        self.live.update(Group(head, facts))
+
+    def note(self, text: str) -> None:
+        """Prints a line above the display."""
+        self.live.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        self.live.stop()

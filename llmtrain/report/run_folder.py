@@ -1,0 +1,119 @@
+"""The run folder: what was decided, said in full, and where everything of a run lies.
+
+runs/NAME/
+├── config.yaml       the run as it was resolved; each value with where it came from; trains again as it is
+├── ds_config.json    what DeepSpeed was given
+├── environment.json  versions, device, kernels
+├── metrics.jsonl     see report/metrics.py
+├── logs/rank-N.log   what each rank said
+├── checkpoints/      step-00000200/ …
+└── events/           TensorBoard, when asked for
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llmtrain.config.schema import RunConfig
+from llmtrain.config.world import World
+from llmtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from llmtrain.plan.plan import Plan
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+log = logging.getLogger("llmtrain")
+
+
+class RunFolder:
+    """The paths of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.ds_config = self.path / "ds_config.json"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.logs = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.events = self.path / "events"
+
+    def write(self, plan: Plan) -> None:
+        """Writes the resolved configuration. Raises InputError when the folder can't be written."""
+        header = f"# The run as it was resolved, for {plan.topology.world} ranks. Origins are on the right.\n"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_text(self.config, header + resolved_yaml(plan.run, plan.origins))
+            replace_text(self.ds_config, json.dumps(plan.deepspeed, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"output_dir = {self.path}: can't be written ({error.strerror})") from error
+
+    def write_environment(
+        self, versions: Mapping[str, str], device: str, kernels: Mapping[str, Any], world: World
+    ) -> None:
+        """Writes what the run runs on and with."""
+        content = {
+            "versions": dict(versions),
+            "device": device,
+            "ranks": world.size,
+            "launcher": world.launcher,
+            "kernels": dict(kernels),
+        }
+        replace_text(self.environment, json.dumps(content, indent=2) + "\n")
+
+    def log_to_file(self, rank: int) -> None:
+        """Sends this process's log to logs/rank-N.log, besides wherever it goes already."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False  # the screen is the progress display's
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    scratch = path.with_name(path.name + ".new")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def resolved_yaml(run: RunConfig, origins: Mapping[str, str]) -> str:
+    """A run as YAML that loads to the same run, each value followed by where it came from."""
+    return "\n".join(_lines(run.model_dump(mode="json"), origins, (), "")) + "\n"
+
+
+def _lines(
+    section: Mapping[str, Any], origins: Mapping[str, str], path: tuple[str, ...], indent: str
+) -> list[str]:
+    lines: list[str] = []
+    for name, value in section.items():
+        here = (*path, str(name))
+        if value is None or value == {}:
+            continue
+        if isinstance(value, dict):
+            lines += [f"{indent}{_flow(name)}:", *_lines(value, origins, here, indent + "  ")]
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            lines.append(f"{indent}{_flow(name)}:")
+            for index, item in enumerate(value):
+                body = _lines(item, origins, (*here, str(index)), indent + "    ")
+                body[0] = f"{indent}  - {body[0].lstrip()}"
+                lines += body
+        else:
+            text = f"{indent}{_flow(name)}: {_flow(value)}"
+            origin = origins.get(".".join(here), "")
+            lines.append(f"{text:<58}  # {origin}" if origin else text)
+    return lines
+
+
+def _flow(value: Any) -> str:
+    """One value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -1,0 +1,113 @@
+"""One place for what the loop has to tell: the metrics file, the display, the log, TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.plan.compute import mfu
+from llmtrain.report.metrics import MetricsFile
+from llmtrain.report.progress import Progress, Silent, open_progress
+from llmtrain.report.scores import Scores, scores
+from llmtrain.report.tensorboard import Events, require_tensorboard
+
+if TYPE_CHECKING:
+    from llmtrain.engine.seam import EvalResult, StepResult
+    from llmtrain.plan.plan import Plan
+    from llmtrain.report.run_folder import RunFolder
+
+log = logging.getLogger("llmtrain")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What turns seconds into TFLOP/s and MFU; None where the model or the device's peak is unknown."""
+
+    flops_per_token: float | None
+    peak_flops: float | None
+
+
+class RunLog:
+    """What rank 0 writes and shows; on every other rank it keeps the log file and is silent."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        start: int,
+        tokens: int,
+        *,
+        speed: Speed,
+        eval_bytes: float | None,
+        writes: bool,
+    ):
+        """Opens the run's records for a run that has `start` steps and `tokens` trained tokens behind it."""
+        self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
+        self.last_saved: Path | None = None
+        steps, every = plan.schedule.steps, plan.run.log.every
+        if plan.run.log.tensorboard:
+            require_tensorboard(plan.origins.get("log.tensorboard", "the run"))
+        self.metrics = MetricsFile(folder.metrics, start) if writes else None
+        self.events = Events(folder.events, start) if writes and plan.run.log.tensorboard else None
+        self.progress: Progress = open_progress(steps, start, every) if writes else Silent()
+
+    def step(self, step: int, result: StepResult, lr: float, seconds: float, memory_bytes: int) -> None:
+        """Optimizer step `step` (the first is 1) is done."""
+        self.tokens += result.tokens
+        positions_per_s = self.plan.tokens_per_step / seconds
+        flops, ranks = self.speed.flops_per_token, self.plan.topology.world
+        record = {
+            "step": step,
+            "tokens": self.tokens,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "step_s": seconds,
+            "tokens_per_s": result.tokens / seconds,
+            "tflops": None if flops is None else positions_per_s * flops / ranks / 1e12,  # per rank
+            "mfu": None if flops is None else mfu(positions_per_s, flops, self.speed.peak_flops, ranks),
+            "memory_bytes": memory_bytes,
+            "skipped": result.skipped,
+        }
+        if self.plan.run.precision == "fp16":
+            record["loss_scale"] = result.loss_scale
+        self._write(record)
+        self.progress.step(record)
+        if result.skipped:
+            norm = f"loss {result.loss}, grad norm {result.grad_norm}"
+            log.warning("step %d was skipped, no weight was touched: %s", step, norm)
+
+    def evaluated(self, step: int, result: EvalResult) -> Scores:
+        """The held-out rows were evaluated after `step` steps."""
+        found = scores(result.loss_sum, result.tokens, self.eval_bytes)
+        self._write({"step": step, "tokens": self.tokens, **found.record()})
+        self.note(f"eval after step {step}: {found}")
+        return found
+
+    def saved(self, step: int, folder: Path) -> None:
+        """A checkpoint was committed."""
+        self.last_saved = folder
+        if self.metrics:
+            self.metrics.sync()
+        self.note(f"saved step {step} in {folder}")
+
+    def note(self, text: str) -> None:
+        """Tells the screen and the log."""
+        self.progress.note(text)
+        log.info(text)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics:
+            self.metrics.write(record)
+        if self.events:
+            self.events.write(record)
+
+    def close(self) -> None:
+        """Closes files and lets go of the terminal."""
+        self.progress.close()
+        if self.metrics:
+            self.metrics.close()
+        if self.events:
+            self.events.close()
