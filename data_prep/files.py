@@ -174,7 +174,7 @@ def split_chunks(chunks: Iterator[bytes], separator: bytes, longest: int) -> Ite
         for piece in pieces:
             yield None if skipping or len(piece) > longest else piece
             skipping = False
-        if skipping or len(rest) > longest:
+        if skipping or len(rest) > longest + len(separator) - 1:  # the rest may end in part of a separator
             skipping = True
             rest = rest[len(rest) - len(separator) + 1 :]
     if skipping or len(rest) > longest:

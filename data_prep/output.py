@@ -1,8 +1,11 @@
 """The output folder of a build: written beside its final place, moved there whole, or not there at all.
 
-data/stdlib            the finished dataset
-data/stdlib.partial    a build that is running, or was killed; it is no dataset and is made anew
-data/stdlib.lock       held while a build runs; a killed build lets go of it
+    data/stdlib            the finished dataset
+    data/stdlib.partial    a build that is running, or was killed; it is no dataset and is made anew
+    data/stdlib.old        what was there before, while it is replaced
+    data/stdlib.lock       held while a build runs; a killed build lets go of it
+
+The next build ends what a kill left half done.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from llmtrain.data.manifest import MANIFEST, ShardEntry, SplitEntry
 from llmtrain.data.shards import ShardWriter
 from llmtrain.errors import DataError
 
-MARK = "UNFINISHED"  # only a folder with this file in it is ever cleared away
+MARK = "UNFINISHED"  # only a folder with this file in it, or a manifest, is ever cleared away
 
 
 @contextmanager
@@ -38,9 +41,21 @@ def sole_builder(output: Path) -> Iterator[None]:
         if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
             raise DataError(f"another build of {output} has just ended: run the command again")
         try:
+            _recover(output)
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _recover(output: Path) -> None:
+    """Ends a replacement that was cut short: the older dataset comes back unless the newer one is there."""
+    old = output.with_name(output.name + ".old")
+    if old.exists():
+        refuse_foreign(old)
+        if output.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(output)
 
 
 @contextmanager
@@ -48,7 +63,7 @@ def partial_folder(output: Path) -> Iterator[Path]:
     """An empty folder that becomes `output` when the block ends well, and disappears when it does not."""
     partial = output.with_name(output.name + ".partial")
     if partial.exists():
-        if not (partial / MARK).is_file():
+        if not any((partial / name).is_file() for name in (MARK, MANIFEST)):
             raise DataError(f"{partial} is in the way and is not a build's: move it or choose another output")
         shutil.rmtree(partial)
     partial.mkdir()
@@ -67,9 +82,6 @@ def partial_folder(output: Path) -> Iterator[Path]:
 def _replace(partial: Path, output: Path) -> None:
     """Moves the finished folder into place; an older dataset there goes only after that."""
     old = output.with_name(output.name + ".old")
-    if old.exists():
-        refuse_foreign(old)
-        shutil.rmtree(old)
     if output.exists():
         output.rename(old)
     partial.rename(output)

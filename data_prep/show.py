@@ -13,9 +13,7 @@ from llmtrain.data.batches import Batches
 from llmtrain.data.rows import IGNORED
 
 
-def show(
-    folder: str | Path, rows: int = 3, split: str = "train", seq_len: int = 256, seed: int = 0
-) -> str:
+def show(folder: str | Path, rows: int = 3, split: str = "train", seq_len: int = 256, seed: int = 0) -> str:
     """Some rows of a split as training would draw them with `seed`, each document set apart by a rule.
 
     Raises DataError when the folder, the split or a row of that length is not there.
