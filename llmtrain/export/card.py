@@ -28,7 +28,7 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
         "## Training\n",
         f"- {manifest.tokens:,} tokens in {manifest.step:,} optimizer steps of "
-        f"{manifest.identity.rows} rows of {manifest.identity.seq_len} tokens, precision {topology.precision}\n"
+        f"{manifest.identity.rows} rows of {manifest.identity.seq_len} tokens, {topology.precision}\n"
         f"- {topology.world} ranks, ZeRO stage {topology.zero_stage}, {topology.pipeline} pipeline stages\n"
         f"- data fingerprint `{manifest.identity.dataset}`\n"
         + "".join(f"- {package} {version}\n" for package, version in manifest.versions.items()),
