@@ -99,7 +99,11 @@ def make_folder(path: Path) -> None:
         (RANK_0, take_other_step, "rank-00000.safetensors is damaged: its sha256"),
         (RANK_0, make_link, "rank-00000.safetensors is a link"),
         (RANK_0, make_folder, "rank-00000.safetensors is a link or not a plain file"),
-        ("rank-00002.safetensors", lambda path: path.write_bytes(b"x"), "00002.safetensors is not in the manifest"),
+        (
+            "rank-00002.safetensors",
+            lambda path: path.write_bytes(b"x"),
+            "00002.safetensors is not in the manifest",
+        ),
         ("manifest.json", lambda path: path.write_bytes(b""), "manifest.json is damaged"),
         ("manifest.json", Path.unlink, "manifest.json is missing"),
         ("manifest.json", take_other_step, "manifest.json is damaged: its sha256 is not the one in COMMIT"),
@@ -130,7 +134,19 @@ def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "COMMIT").write_text(f"{hashlib.sha256(text).hexdigest()}  manifest.json\n")
 
 
-PAYLOADS = ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\0b", ".hidden", "a\\..\\b\n", "C:\\x", "x" * 300]
+PAYLOADS = [
+    "../secret",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".",
+    "",
+    "a\0b",
+    ".hidden",
+    "a\\..\\b\n",
+    "C:\\x",
+    "x" * 300,
+]
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
@@ -163,7 +179,10 @@ def _no_moment(content: dict) -> None:
         (_slice_twice, "model.embed.weight .*elements from 0 on are there twice"),
         (_no_moment, r"model.norm.weight lacks \['exp_avg'\]"),
         (lambda content: content["tensors"]["model.norm.weight"].update(shape=[8]), "for a shape of 8"),
-        (lambda content: content["tensors"]["model.scale"]["slices"][0].__setitem__(3, "x"), "which is not listed"),
+        (
+            lambda content: content["tensors"]["model.scale"]["slices"][0].__setitem__(3, "x"),
+            "which is not listed",
+        ),
         (lambda content: content["files"].append(content["files"][0]), "a file is listed twice"),
         (lambda content: content.pop("identity"), "not valid at identity"),
         (lambda content: content.update(version=2), "has format version 2, this llmtrain reads 1"),

@@ -24,21 +24,29 @@ def test_the_same_run_at_another_topology_and_step_matches(saved: Checkpoint) ->
 
 def test_how_a_model_is_run_is_not_the_model(saved: Checkpoint) -> None:
     config = dict(make_facts().config)
-    config.update(use_cache=True, dtype="bfloat16", transformers_version="9", _name_or_path="x", new_default=1)
+    config.update(
+        use_cache=True, dtype="bfloat16", transformers_version="9", _name_or_path="x", new_default=1
+    )
     saved.check_matches(make_facts(config=config))
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"dataset": "e" * 64}, "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): a run goes on with the data"),
+        (
+            {"dataset": "e" * 64},
+            "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): a run goes on with the data",
+        ),
         ({"vocab_size": 14}, "vocab_size (saved 13, now 14): use the tokenizer and model"),
         ({"seq_len": 16}, "seq_len (saved 8, now 16): keep data.seq_len"),
         ({"rows": 8}, "rows (saved 4, now 8): keep batch.rows"),
         ({"seed": 1}, "seed (saved 1234, now 1): keep the seed"),
         ({"optimizer": "muon"}, "optimizer (saved adamw, now muon): keep optimizer.type"),
         ({"topology": {"precision": "bf16"}}, "precision (saved fp32, now bf16): keep precision"),
-        ({"config": {"model_type": "qwen3"}}, "model (model_type: saved 'llama', now 'qwen3'): use the model"),
+        (
+            {"config": {"model_type": "qwen3"}},
+            "model (model_type: saved 'llama', now 'qwen3'): use the model",
+        ),
         ({"config": {"hidden_size": 6}}, "model (hidden_size: saved 5, now 6)"),
         (
             {"config": {"rope_parameters": {"rope_theta": 5e5}}},

@@ -66,7 +66,9 @@ def write_tokenizer(folder: Path) -> None:
     words[5] = "<eos>"
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(
+        folder
+    )
 
 
 def save_model(model: Any, run_folder: Path, **changes: Any) -> Path:
@@ -96,7 +98,7 @@ def save_model(model: Any, run_folder: Path, **changes: Any) -> Path:
 
 
 def reload_here(monkeypatch: Any) -> None:
-    """The export's own check in this process: what is tested is something else, and a process costs seconds."""
+    """The export's own check in this process, where something else is tested: a process costs seconds."""
     from llmtrain.export import hub_folder
 
     def reloaded(folder: Path, probe: Probe) -> float:

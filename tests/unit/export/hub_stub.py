@@ -98,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
                 self.commit(line["key"], line["value"])
-            return self.answer({"success": True, "commitOid": "a" * 40, "commitUrl": f"{hub.url}/me/m/commit/a"})
+            return self.answer(
+                {"success": True, "commitOid": "a" * 40, "commitUrl": f"{hub.url}/me/m/commit/a"}
+            )
         return self.answer({"sha": "a" * 40, "siblings": [], "id": "me/m", "error": "not found"}, 404)
 
     def commit(self, key: str, value: dict[str, Any]) -> None:

@@ -63,7 +63,9 @@ def test_a_checked_export_is_uploaded_whole_in_one_commit(run: Path, tmp_path: P
 def test_a_push_that_cannot_work_is_refused_before_the_export(run: Path, tmp_path: Path) -> None:
     with HubStub() as hub:
         out, home = tmp_path / "out", tmp_path / "home"
-        assert "no Hub token found: run `hf auth login`" in export_to(hub.url, home, run, out, "me/m", token="")
+        assert "no Hub token found: run `hf auth login`" in export_to(
+            hub.url, home, run, out, "me/m", token=""
+        )
         printed = export_to(hub.url, home, run, out, "me/bad name", "me/m", token="hf_wrong")
         assert "push = 'me/bad name' (--push): give a Hub name, OWNER/NAME" in printed
         assert "the Hub did not accept the token (401)" in printed

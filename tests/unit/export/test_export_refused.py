@@ -22,7 +22,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_loss_that_is_not_the_recorded_one_is_refused_with_both_numbers(tmp_path: Path) -> None:
     save_model(build_model("llama"), tmp_path / "run", probe={**probe_rows(), "loss": 1.25})
-    with pytest.raises(CheckpointError, match=r"loss of \d\.\d{6} on the probe rows, training recorded 1.250000"):
+    with pytest.raises(
+        CheckpointError, match=r"loss of \d\.\d{6} on the probe rows, training recorded 1.250000"
+    ):
         export(tmp_path / "run", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
@@ -46,7 +48,9 @@ def test_an_export_that_transformers_cannot_load_is_refused(
         os.truncate(folder / "model.safetensors", 5000)
 
     monkeypatch.setattr(hub_folder, "_write", without_a_tensor)
-    with pytest.raises(CheckpointError, match="could not be loaded with transformers, so it was removed: .*afetensor"):
+    with pytest.raises(
+        CheckpointError, match="could not be loaded with transformers, so it was removed: .*afetensor"
+    ):
         export(run, tmp_path / "out")
     assert not os.listdir(tmp_path)
 
