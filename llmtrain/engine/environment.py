@@ -45,8 +45,8 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> Torc
     if "MASTER_PORT" not in os.environ:
         if world.size > 1:
             raise EngineError(
-                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, accelerate, "
-                "launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
+                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, "
+                "accelerate, launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
             )
         os.environ["MASTER_PORT"] = str(free_port())
     quiet()

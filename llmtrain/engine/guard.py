@@ -28,16 +28,16 @@ def norm_clip_or_withhold(
     over which squares are summed, None without a pipeline. A parameter marked `ds_pipe_replicated` (a tied
     weight's second copy) is clipped but not counted. Without gradients AdamW leaves a parameter alone.
     """
-    held = [parameter for parameter in parameters if parameter.grad is not None]
-    counted = [p.grad for p in held if not getattr(p, "ds_pipe_replicated", False)]
+    held = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    counted = [gradient for p, gradient in held if not getattr(p, "ds_pipe_replicated", False)]
     norms = torch._foreach_norm(counted) if counted else [torch.zeros(())]
     square = torch.stack([norm.double() for norm in norms]).square().sum()
     if group is not None:
         dist.all_reduce(square, group=group)
     norm = float(square.sqrt())
     if not math.isfinite(norm):
-        for parameter in held:
+        for parameter, _ in held:
             parameter.grad = None
     elif clip > 0 and norm > clip:
-        torch._foreach_mul_([p.grad for p in held], clip / (norm + 1e-6))
+        torch._foreach_mul_([gradient for _, gradient in held], clip / (norm + 1e-6))
     return norm

@@ -86,7 +86,9 @@ class Comm(Protocol):
 class Engine(Protocol):
     """A model, its optimizer and its ranks."""
 
-    comm: Comm
+    @property
+    def comm(self) -> Comm:
+        """The line to the other ranks."""
 
     def train_step(self, rows: Rows, lr: float) -> StepResult:
         """One optimizer step over all rows; the loss is the mean over all their valid tokens."""

@@ -21,7 +21,7 @@ LAYOUTS: dict[str, tuple[int, int, str]] = {
     "pp2 zero0": (2, 2, "zero0"),
     "pp2 dp2": (4, 2, "pipeline"),
 }
-SAVED_AT = ["zero0 dp2", "zero1 dp2", "zero2 dp2", "zero3 dp2", "pp2", "pp2 zero0", "pp2 dp2"]
+SAVED_AT = ["zero0 dp2", "zero1 dp2", "zero3 dp2", "pp2", "pp2 dp2"]
 LOADED_AT = list(LAYOUTS)
 
 
@@ -50,11 +50,11 @@ def test_fp32_goes_on_equal_in_every_topology(worlds: Any, tmp_path: Path, saved
                 assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5), loaded_at
 
 
-@pytest.mark.parametrize("saved_at", ["zero0 dp2", "zero1 dp2", "zero2 dp2", "zero3 dp2", "pp2"])
+@pytest.mark.parametrize("saved_at", ["zero0 dp2", "zero1 dp2", "zero3 dp2", "pp2"])
 def test_bf16_goes_on_in_every_topology(worlds: Any, tmp_path: Path, saved_at: str) -> None:
     settings = {"model": "llama", "precision": "bf16"}
     expected = _run(worlds, "save_at", saved_at, tmp_path, **settings)[0]
-    for loaded_at in ("zero0 dp2", "zero1 dp1", "zero1 dp2", "zero3 dp2", "pp2"):
+    for loaded_at in ("zero0 dp2", "zero1 dp2", "zero2 dp2", "zero3 dp2", "pp2"):
         for result in _run(worlds, "load_at", loaded_at, tmp_path, **settings):
             if loaded_at == saved_at:
                 assert result == expected, "the same topology must go on bit for bit"
