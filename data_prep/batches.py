@@ -34,7 +34,7 @@ def batches_of(records: Iterable[tuple[Encoding, Record]], source: int, turn: in
 class CorpusReader:
     """All batches of a corpus, source after source, then again what weights above 1 repeat.
 
-    `total_bytes` is what there is to read, 0 when a Hub dataset makes that unknown.
+    `total_bytes` is what there is to read, 0 when a Hub dataset or a limit makes that unknown.
     """
 
     def __init__(self, corpus: CorpusConfig, sources: Sequence[Source]):
@@ -42,7 +42,8 @@ class CorpusReader:
         self.sources = sources
         self.read_bytes = 0
         each = [source.bytes * self._turns(source) for source in sources]
-        self.total_bytes = sum(each) if all(each) else 0
+        limited = any(source.section.limit is not None for source in sources)
+        self.total_bytes = sum(each) if all(each) and not limited else 0
 
     def __iter__(self) -> Iterator[Batch]:
         for turn in range(max(map(self._turns, self.sources))):

@@ -63,22 +63,22 @@ def build(
     """
     corpus = load_yaml_model(corpus_path, CorpusConfig, overrides).config
     tell = progress or _silent
-    output = Path(corpus.folder)
+    output = Path(os.path.realpath(Path(corpus.folder).expanduser()))
     workers = len(os.sched_getaffinity(0)) if corpus.workers == "auto" else corpus.workers
     began = time.monotonic()
-    with sole_builder(output), _readable_errors(output):
+    with _readable_errors(corpus.folder), sole_builder(output):
         sources = _settle_all(corpus, tell)
         found = find_tokenizer(corpus.tokenizer) if corpus.tokenizer.source is not None else None
         pipeline = _pipeline(corpus, sources, found)
         there = _already_there(output, pipeline, overwrite)
         if there is not None:
-            return BuildReport(str(output), there, reused=True, seconds=0.0, workers=workers)
+            return BuildReport(corpus.folder, there, reused=True, seconds=0.0, workers=workers)
         with partial_folder(output) as folder:
             tokenizer = _make_tokenizer(corpus, sources, found, folder / TOKENIZER, tell)
             content = write_shards(corpus, sources, tokenizer, folder, workers, tell)
             manifest = content.model_copy(update={"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)})
             write_manifest(folder, manifest)
-    return BuildReport(str(output), manifest, False, time.monotonic() - began, workers)
+    return BuildReport(corpus.folder, manifest, False, time.monotonic() - began, workers)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -86,7 +86,8 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def _readable_errors(output: Path) -> Iterator[None]:
+def _readable_errors(output: str) -> Iterator[None]:
+    """Says what the machine could not do, instead of showing where in the program it happened."""
     try:
         yield
     except BrokenProcessPool:
@@ -95,9 +96,12 @@ def _readable_errors(output: Path) -> Iterator[None]:
             "nothing was left behind"
         ) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise LlmtrainError(f"no space left while writing {output}: nothing was left behind") from None
+        if error.errno == errno.ENOSPC:
+            raise LlmtrainError(f"no space left while writing {output}: nothing was left behind") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = f"{error.strerror}: {error.filename}"
+            raise DataError(f"output = {output!r} can't be written ({reason}): choose another") from None
+        raise
 
 
 def _settle_all(corpus: CorpusConfig, tell: Progress) -> list[Source]:

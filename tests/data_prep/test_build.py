@@ -266,6 +266,52 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml"]
 
 
+def test_an_output_that_can_not_be_written_is_said(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 10)
+    path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
+    with pytest.raises(DataError, match=r"output = '.*a\.jsonl/out' can't be written"):
+        build(path, [f"output={tmp_path}/a.jsonl/out"])
+
+
+def test_an_output_behind_a_link_is_replaced_where_it_lies(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 10)
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
+    build(path)
+    build(path, overwrite=True)
+    assert (tmp_path / "out").is_symlink() and verify(tmp_path / "out").files == 2
+    assert os.listdir(tmp_path / "disk") == ["out"]
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "ALONE_BELOW_BYTES", 0)
+    monkeypatch.setattr("data_prep.batches.BATCH_BYTES", 5_000)
+    jsonl(tmp_path / "a.jsonl", 1500)
+
+    def kill_workers(what, done, total):
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            if what == "tokenizing" and b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+
+    path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}], workers=2)
+    with pytest.raises(LlmtrainError, match="a worker of the build died"):
+        build(path, progress=kill_workers)
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml"]
+
+
+def test_progress_rises_to_all_bytes(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 300)
+    heard = []
+    path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
+    build(path, progress=lambda *what: heard.append(what))
+    stages = {what: [done for name, done, _ in heard if name == what] for what, _, _ in heard}
+    assert list(stages) == ["reading sources", "training the tokenizer", "tokenizing"]
+    assert all(done == sorted(done) for done in stages.values())
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert heard[-1] == ("tokenizing", size, size)
+
+
 SLOW_BUILD = textwrap.dedent(
     """
     import sys, time
