@@ -1,6 +1,6 @@
 """Tokens per second from memory-mapped shards to the arrays a rank trains on.
 
-    python benchmarks/loader.py [--tokens 200_000_000] [--seq-len 2048] [--rows 256] [--micro 8]
+    python benchmarks/loader.py [--tokens 200_000_000] [--seq-len 2048] [--rows 256] [--micro 8] [--record]
 
 Makes a dataset of random tokens in documents of about 600 tokens, in several shards, then reads every
 step through `Batches.at(step).read(...)` in micro-batches, in shuffled order. The files are in the page
@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from record import machine, publish  # noqa: E402
 
 from llmtrain.config.schema import DataSource  # noqa: E402
 from llmtrain.data.batches import Batches  # noqa: E402
@@ -106,17 +108,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="rows per step")
     parser.add_argument("--micro", type=int, default=8, help="rows per read")
     parser.add_argument("--seconds", type=float, default=3.0, help="time per figure")
+    parser.add_argument("--record", action="store_true", help="append to benchmarks/results/")
     chosen = parser.parse_args()
+    lines = [
+        f"{machine()}; one process, one thread.",
+        f"{chosen.tokens / 1e6:.0f} M tokens of uint16 in {SHARDS} shards; rows of {chosen.seq_len} tokens, "
+        f"{chosen.rows} per step, read {chosen.micro} at a time.",
+        "",
+        "| mask_documents | M tokens/s |",
+        "|---|---:|",
+    ]
+    slowest = float("inf")
     with tempfile.TemporaryDirectory() as folder:
         make_dataset(Path(folder), chosen.tokens, 50_000)
-        print(f"{chosen.tokens / 1e6:.0f} M tokens uint16, {SHARDS} shards, one process, one thread")
-        print(f"rows of {chosen.seq_len}, {chosen.rows} per step, read {chosen.micro} at a time")
-        slowest = float("inf")
         for mask in (False, True):
             rate = measure(Path(folder), chosen.seq_len, chosen.rows, chosen.micro, mask, chosen.seconds)
             slowest = min(slowest, rate)
-            print(f"mask_documents {str(mask).lower():5}  {rate / 1e6:8.1f} M tokens/s")
-        print(f"goal {GOAL / 1e6:.0f} M tokens/s: {'met' if slowest >= GOAL else 'missed'}")
+            lines.append(f"| {str(mask).lower()} | {rate / 1e6:.1f} |")
+    lines += ["", f"Goal {GOAL / 1e6:.0f} M tokens/s: {'met' if slowest >= GOAL else 'missed'}."]
+    command = "python " + " ".join(["benchmarks/loader.py", *sys.argv[1:]])
+    publish("Tokens per second from shards to arrays", command, "\n".join(lines), chosen.record)
 
 
 if __name__ == "__main__":

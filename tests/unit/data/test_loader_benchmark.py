@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,4 +14,6 @@ def test_the_loader_benchmark_prints_a_rate_with_and_without_document_masks():
     sizes = ["--tokens", "400_000", "--seq-len", "64", "--rows", "16", "--seconds", "0.05"]
     done = subprocess.run([sys.executable, str(PROGRAM), *sizes], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("M tokens/s") == 3 and "mask_documents true" in done.stdout
+    assert re.search(
+        r"\| false \| \d+\.\d \|\n\| true \| \d+\.\d \|\n\nGoal 100 M tokens/s: (met|missed)", done.stdout
+    )
