@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -217,3 +218,21 @@ def last_error(log: Path, start: int = 0) -> str:
     errors = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
     width = max(200, shutil.get_terminal_size().columns)
     return (errors or lines or [""])[-1][:width]
+
+
+def likely_device() -> str:
+    """`cuda` or `cpu`, guessed without importing torch, which takes seconds; the ranks look for themselves."""
+    build = torch_build()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
+    if build.endswith("+cpu") or visible == "":
+        return "cpu"
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return "cuda" if present else "cpu"
+
+
+def torch_build() -> str:
+    """The installed torch's version, such as `2.13.0+cpu`."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        raise InputError("PyTorch is not installed; run: pip install torch") from None

@@ -282,14 +282,17 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
     from llmtrain import checkpoint
     from llmtrain.engine import open_engine
     from llmtrain.model.kernels import choose_kernels
-    from llmtrain.model.weights import WeightFiles
 
     plan, source = job.plan, job.plan.run.model.source
     kernels = choose_kernels(plan.run.kernels, plan.device, plan.run.precision, plan.run.data.mask_documents)
     if comm.rank == 0:
         job.folder.write_environment(versions(), device_name(plan.device), kernels.describe(), job.world)
     log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in kernels.describe().items()))
-    weights = WeightFiles(source) if source and found is None else None
+    weights = None
+    if source and found is None:
+        from llmtrain.model.weights import WeightFiles
+
+        weights = WeightFiles(source)
     engine = open_engine(plan, job.config, job.world, weights, comm, kernels)  # type: ignore[arg-type]
     if found is not None:
         with found.reader() as reader:
@@ -334,12 +337,12 @@ def tell(error: Exception, world: World | None, debug: bool) -> int:
     name = f"rank {world.rank}: " if world is not None and world.rank > 0 else ""
     text = str(error) if expected else f"{type(error).__name__}: {error}"
     word = "" if isinstance(error, StopRequested) else "error: "
-    if debug or not expected:
+    if log.handlers:
+        log.log(logging.ERROR if word else logging.INFO, "%s", text, exc_info=None if expected else error)
+    if debug or not (expected or log.handlers):  # else the traceback is in the rank's log
         traceback.print_exception(error)
     for line in text.splitlines() or [""]:
         print(f"{name}{word}{line}", file=sys.stderr)
-    if log.handlers:
-        log.log(logging.INFO if not word else logging.ERROR, "%s", text, exc_info=None if expected else error)
     return status
 
 

@@ -167,3 +167,26 @@ class LiveProgress:
     def close(self) -> None:
         """Leaves the last state on the screen."""
         self.live.stop()
+
+
+class ByteProgress:
+    """A bar for work that is counted in bytes, with its speed and the time left."""
+
+    def __init__(self, stream: TextIO):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(file=stream), transient=True)
+        self.tasks: dict[str, Any] = {}
+        self.bar.start()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """`done` bytes of `what` are done, of `total` (0: unknown)."""
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total or None)
+        self.bar.update(self.tasks[what], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        self.bar.stop()

@@ -1,0 +1,305 @@
+"""The `llmtrain` command. Each verb imports what it needs when it runs, so that help costs no torch.
+
+Exit status: 0 done; 2 the input is wrong; 75 stopped on request and resumable; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from llmtrain import __version__
+from llmtrain.errors import ConfigError, InputError, LlmtrainError, Problem, StopRequested
+
+if TYPE_CHECKING:
+    from data_prep.write import Progress
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns its exit status."""
+    arguments = _arguments(argv)
+    verb: Verb = arguments.verb
+    try:
+        return verb(arguments)
+    except LlmtrainError as error:
+        if arguments.debug:
+            raise
+        word = "" if isinstance(error, StopRequested) else "error: "
+        for line in str(error).splitlines():
+            print(f"{word}{line}", file=sys.stderr)
+            word = word if isinstance(error, ConfigError) else "  "
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses; `key=value` may stand anywhere after the file, between options too."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if not word.startswith("-") and "=" in word]
+    strange = [word for word in rest if word not in overrides]
+    if strange or (overrides and not hasattr(arguments, "overrides")):
+        parser.error(f"unknown: {' '.join(strange or overrides)} (see llmtrain --help)")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmtrain",
+        description="A folder of text becomes a model on the Hub, on any number of GPUs, from one file.",
+        epilog="Exit status: 0 done, 2 the input is wrong, 75 stopped on request and resumable, 1 anything else.",
+    )
+    parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _data_verb(verbs)
+    train = _add(verbs, "train", _train, "train a run, or go on with it")
+    _add_run(train)
+    train.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default: 1)")
+    train.add_argument(
+        "--resume", choices=("auto", "must", "never"), default="auto", help="from its newest checkpoint"
+    )
+    evaluate = _add(verbs, "eval", _eval, "loss, perplexity and bits per byte on held-out text")
+    _add_what(evaluate)
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="dataset folder")
+    evaluate.add_argument("--split", default="valid")
+    evaluate.add_argument("--rows", type=int, metavar="N", help="rows to read (default: the run's, or all)")
+    evaluate.add_argument("--seq-len", type=int, metavar="N", help="tokens per row (default: the run's)")
+    evaluate.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also score the untrained model, and unigrams of the train split",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    export = _add(verbs, "export", _export, "write a Hugging Face folder, proven equal to the checkpoint")
+    _add_what(export)
+    export.add_argument("out", help="folder to write")
+    export.add_argument(
+        "--push", metavar="REPO", help="upload it to the Hub as REPO (private unless --public)"
+    )
+    export.add_argument("--public", action="store_true", help="make a new Hub repository public")
+    export.add_argument("--dtype", default="auto", help="auto (the run's), bf16, fp16 or fp32")
+    generate = _add(verbs, "generate", _generate, "complete a prompt")
+    _add_what(generate)
+    generate.add_argument("prompt")
+    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.8)
+    generate.add_argument("--top-p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    plan = _add(
+        verbs, "plan", _plan, "batch, memory, compute and the origin of each value, before any hardware"
+    )
+    _add_run(plan)
+    plan.add_argument("--ranks", type=int, default=1, metavar="N")
+    plan.add_argument("--device", metavar="NAME", help="cpu, or a GPU such as h200 (default: this machine's)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    doctor = _add(verbs, "doctor", _doctor, "can this machine train, and what stands in the way")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    demo = _add(
+        verbs, "demo", _demo, "the whole way on this machine: text, training, evaluation, export, text"
+    )
+    demo.add_argument("--ranks", type=int, default=2, metavar="N")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes to recipes/demo.yaml")
+    return parser
+
+
+def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = verbs.add_parser("data", help="text becomes a dataset folder; check it; look at it")
+    actions = data.add_subparsers(metavar="ACTION", required=True)
+    build = _add(actions, "build", _data_build, "text to a dataset folder")
+    build.add_argument("corpus", help="the corpus's YAML file")
+    build.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
+    build.add_argument(
+        "--overwrite", action="store_true", help="replace another dataset in the output folder"
+    )
+    verify = _add(actions, "verify", _data_verify, "read everything and compare it with the manifest")
+    verify.add_argument("folder")
+    show = _add(actions, "show", _data_show, "rows as training sees them, as text")
+    show.add_argument("folder")
+    show.add_argument("--rows", type=int, default=3, metavar="N")
+    show.add_argument("--split", default="train")
+    show.add_argument("--seq-len", type=int, default=256, metavar="N")
+    show.add_argument("--seed", type=int, default=0)
+
+
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, verb: Verb, text: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: optimizer.lr=3e-4")
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", help="a run folder, a checkpoint folder or a Hugging Face folder")
+
+
+def _data_build(arguments: argparse.Namespace) -> int:
+    from data_prep.build import build
+
+    progress, done = _byte_progress()
+    try:
+        report = build(arguments.corpus, arguments.overrides, progress, arguments.overwrite)
+    finally:
+        done()
+    print(report.render())
+    return 0
+
+
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from llmtrain.data.verify import verify
+
+    print(verify(arguments.folder).render())
+    return 0
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    from data_prep.show import show
+
+    _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
+    print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from llmtrain.config.world import world_from_environment
+    from llmtrain.launch import launch, likely_device
+    from llmtrain.plan.prepared import prepare
+
+    world = world_from_environment(os.environ)
+    if arguments.ranks is not None and world.launcher != "none":
+        fix = f"this process is already one of {world.size} ranks started by {world.launcher}; leave --ranks out"
+        raise ConfigError(Problem("--ranks", arguments.ranks, "command line", fix))
+    ranks = 1 if arguments.ranks is None else arguments.ranks
+    _at_least(1, {"--ranks": ranks})
+    command = [arguments.run, *arguments.overrides, "--resume", arguments.resume]
+    command += ["--debug"] if arguments.debug else []
+    if world.launcher != "none" or ranks == 1:
+        from llmtrain.train import main as train_rank
+
+        return train_rank(command)
+    prepared = prepare(arguments.run, arguments.overrides, ranks, likely_device())
+    from llmtrain.report.run_folder import RunFolder
+
+    return launch(command, ranks, RunFolder(prepared.plan.run.folder).logs)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from llmtrain.evaluate import evaluate_folder
+
+    _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
+    found = evaluate_folder(
+        arguments.what,
+        arguments.data,
+        arguments.split,
+        arguments.rows,
+        arguments.seq_len,
+        arguments.baselines,
+    )
+    print(found.as_json() if arguments.json else found.as_text())
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from llmtrain.export import export
+
+    done = export(
+        Path(arguments.what),
+        Path(arguments.out),
+        arguments.push,
+        arguments.dtype,
+        private=not arguments.public,
+        on_reject=lambda path, why: print(f"passed over {path}: {why}", file=sys.stderr),
+    )
+    print(
+        f"{done.path}: step {done.step} in {done.dtype}; reloaded by transformers its loss is "
+        f"{done.reloaded_loss:.4f}, training recorded {done.recorded_loss:.4f}"
+    )
+    if done.url:
+        print(done.url)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from llmtrain.generate import Sampling, generate
+
+    _at_least(1, {"--max-new-tokens": arguments.max_new_tokens})
+    sampling = Sampling(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=0.0 if arguments.greedy else arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for piece in generate(arguments.what, arguments.prompt, sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from llmtrain.launch import likely_device
+    from llmtrain.report.planned import planned
+
+    _at_least(1, {"--ranks": arguments.ranks})
+    report = planned(arguments.run, arguments.overrides, arguments.ranks, arguments.device or likely_device())
+    print(report.as_json() if arguments.json else report.as_text())
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from llmtrain.doctor import examine
+
+    report = examine()
+    print(report.as_json() if arguments.json else report.as_text())
+    return 0 if report.trainable else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from llmtrain.demo import demo
+
+    _at_least(1, {"--ranks": arguments.ranks})
+    return demo(arguments.ranks, arguments.overrides)
+
+
+def _at_least(least: int, options: dict[str, int | None]) -> None:
+    problems = [
+        Problem(name, value, "command line", f"must be {least} or more")
+        for name, value in options.items()
+        if value is not None and value < least
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _byte_progress() -> tuple[Progress | None, Callable[[], None]]:
+    """A bar for work counted in bytes on a terminal, nothing elsewhere; and what takes it down."""
+    if not sys.stderr.isatty():
+        return None, lambda: None
+    from llmtrain.report.progress import ByteProgress
+
+    bar = ByteProgress(sys.stderr)
+    return bar.tell, bar.close
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,253 @@
+"""`llmtrain eval`: what a model scores on held-out rows, on one device, without DeepSpeed.
+
+The rows, the model's code, its dtype and the loss are those of training, so a checkpoint scores here what
+its run recorded. Baselines say what the number is worth: the same model untrained, and a unigram model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmtrain.config.load import load_run
+from llmtrain.config.schema import DataSource, RunConfig
+from llmtrain.data.batches import PackedRows, held_out, row_count
+from llmtrain.data.dataset import Dataset, open_dataset
+from llmtrain.data.rows import IGNORED
+from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError, Problem
+from llmtrain.plan.batch import TOKENS_PER_MICRO
+from llmtrain.report.scores import CHUNK_ROWS, Scores, scores, text_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmtrain.checkpoint import Checkpoint
+    from llmtrain.model.stages import StageModel
+
+DEFAULT_SEQ_LEN = 1024  # for a model that comes without its run; shorter when the model is
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What WHAT turned out to be: a checkpoint of ours, or a model that transformers loads by name."""
+
+    name: str
+    checkpoint: Checkpoint | None
+    run: RunConfig | None  # of the checkpoint
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation and, when asked for, what two baselines score on the same rows."""
+
+    what: str
+    data: str
+    split: str
+    rows: int
+    seq_len: int
+    scores: Scores
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """One JSON object: the scores, what was scored, and `baselines` by name."""
+        named = {"what": self.what, "data": self.data, "split": self.split}
+        content = {**named, "rows": self.rows, "seq_len": self.seq_len, **self.scores.record()}
+        if self.baselines:
+            content["baselines"] = {name: found.record() for name, found in self.baselines.items()}
+        return json.dumps(content)
+
+    def as_text(self) -> str:
+        """Lines for a person."""
+        lines = [f"{self.what} on {self.rows:,} rows × {self.seq_len} tokens of {self.data} ({self.split})"]
+        named = {"model": self.scores, **self.baselines}
+        width = max(len(name) for name in named)
+        return "\n".join([*lines, *(f"{name:<{width}}  {found}" for name, found in named.items())])
+
+
+def find_subject(what: str) -> Subject:
+    """A run folder's newest checkpoint, a checkpoint, or a Hugging Face folder or Hub id.
+
+    Raises CheckpointError when it is none of them, or damaged.
+    """
+    from llmtrain.checkpoint import open_checkpoint
+
+    path = Path(what)
+    if not path.exists():
+        if len(path.parts) == 2 and not path.is_absolute():
+            return Subject(what, None, None)  # OWNER/NAME
+        raise CheckpointError(
+            f"{what} does not exist: give a run folder, a checkpoint or a Hugging Face folder"
+        )
+    weights = any(path.glob("*.safetensors")) and not any(path.glob("rank-*.safetensors"))
+    if weights and (path / "config.json").is_file():
+        return Subject(what, None, None)
+    checkpoint = open_checkpoint(path)
+    return Subject(str(checkpoint.path), checkpoint, load_run(checkpoint.path / "run.yaml").config)
+
+
+def evaluate_folder(
+    what: str,
+    data: str,
+    split: str = "valid",
+    rows: int | None = None,
+    seq_len: int | None = None,
+    baselines: bool = False,
+) -> Evaluation:
+    """Scores WHAT on the first rows of a dataset split. Raises CheckpointError, ConfigError, DataError.
+
+    `rows` and `seq_len` are those of the run's own evaluation unless given; for a model without a run, all
+    rows of min(1024, what the model reads) tokens.
+    """
+    subject = find_subject(what)
+    config = model_config(subject)
+    run = subject.run
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_SEQ_LEN
+    length = seq_len or (run.data.seq_len if run else min(DEFAULT_SEQ_LEN, longest))
+    source = DataSource(path=data, split=split)
+    wanted = rows or (run.eval.rows if run else row_count(open_dataset(data, split), length))
+    held = held_out([source], length, wanted, run.data.mask_documents if run else True)
+    check_vocabulary(subject, config, held.datasets[0])
+    size = text_bytes(held, held.datasets[0].tokenizer_folder)
+    stage = load_stage(subject, config)
+    micro = run.batch.micro if run and isinstance(run.batch.micro, int) else 0
+    micro = micro or max(1, TOKENS_PER_MICRO[device_of(stage).type] // length)
+    own = scores(loss_sum(stage, held, micro), held.valid_tokens, size)
+    others: dict[str, Scores] = {}
+    if baselines:
+        del stage
+        untrained = load_stage(subject, config, trained=False)
+        others["untrained"] = scores(loss_sum(untrained, held, micro), held.valid_tokens, size)
+        unigram = unigram_loss_sum(open_dataset(data, "train"), held)
+        others["unigram"] = scores(unigram, held.valid_tokens, size)
+    return Evaluation(what, data, split, held.count, length, own, others)
+
+
+def model_config(subject: Subject) -> Any:
+    """The transformers configuration. Raises InputError when there is none that it knows."""
+    import transformers
+
+    place = subject.checkpoint.path if subject.checkpoint else subject.name
+    try:
+        return transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{subject.name} is no model that transformers can read: {reason}") from error
+
+
+def check_vocabulary(subject: Subject, config: Any, dataset: Dataset) -> None:
+    """Raises DataError when the dataset's tokens are not the model's."""
+    from llmtrain.checkpoint.facts import tokenizer_hash
+
+    size = config.get_text_config().vocab_size
+    if dataset.vocab_size > size:
+        raise DataError(
+            f"{dataset.folder} has token ids up to {dataset.vocab_size - 1}, {subject.name} knows {size}: "
+            "evaluate on a dataset that was built with the model's tokenizer"
+        )
+    saved = subject.checkpoint.manifest.identity.tokenizer if subject.checkpoint else ""
+    if saved and saved != tokenizer_hash(dataset.tokenizer_folder):
+        raise DataError(
+            f"{dataset.folder} was built with another tokenizer than {subject.name} was trained with: "
+            "build the evaluation data with `tokenizer: {source: …}` naming the training data's tokenizer/"
+        )
+
+
+def load_stage(subject: Subject, config: Any, trained: bool = True) -> StageModel:
+    """The whole model on one device, as a run computes it; with `trained` off, as its seed makes it."""
+    import torch
+
+    from llmtrain.engine import detect_device
+    from llmtrain.model.build import build_stage, plan_cuts
+    from llmtrain.model.kernels import choose_kernels
+
+    device, run = detect_device(), subject.run
+    precision = run.precision if run else precision_of(config)
+    if precision == "fp16" and device == "cpu":
+        precision = "fp32"  # exact, and fp16 on a CPU is slow
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    kernels = choose_kernels(run.kernels if run else "auto", device, precision)
+    weights = None
+    if trained and subject.checkpoint is None:
+        from llmtrain.model.weights import WeightFiles
+
+        weights = WeightFiles(subject.name)
+    seed = run.seed if run else 0
+    stage = build_stage(config, plan_cuts(config, 1)[0], dtype, device, seed, weights, kernels)
+    if trained and subject.checkpoint is not None:
+        names = {
+            stage.canonical_name(name): value for name, value in stage.state_dict(keep_vars=True).items()
+        }
+        fill(names, subject.checkpoint)
+    return stage.eval()
+
+
+def precision_of(config: Any) -> str:
+    """bf16, fp16 or fp32, as a Hugging Face configuration names its dtype."""
+    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(name, "fp32")
+
+
+def fill(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+    """Copies the checkpoint's weights and buffers into tensors under their canonical names.
+
+    A tied weight has two names and lies in the checkpoint under one. Raises CheckpointError naming what the
+    checkpoint lacks.
+    """
+    import torch
+
+    filled = set()
+    with torch.no_grad(), checkpoint.reader() as reader:
+        for name, tensor in tensors.items():
+            kinds = reader.kinds(name)
+            if kinds:
+                tensor.copy_(reader.tensor(name, kinds[0]))
+                filled.add(tensor.data_ptr())
+    missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in filled]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path} has no values for {', '.join(missing[:3])}")
+
+
+def device_of(stage: StageModel) -> torch.device:
+    """Where the model is."""
+    return next(stage.parameters()).device
+
+
+def loss_sum(stage: StageModel, rows: PackedRows, micro: int) -> float:
+    """Cross-entropy in nats, summed over the rows' valid labels, `micro` rows at a time as in training."""
+    import torch
+
+    from llmtrain.engine.microbatches import micro_batch
+
+    device = device_of(stage)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for start in range(0, rows.count, micro):
+            total += stage(*micro_batch(rows, start, micro, device)).double()
+    found = float(total)
+    if not math.isfinite(found):
+        raise InputError(
+            f"the model's loss on {rows.datasets[0].folder} is {found}: its weights are not finite"
+        )
+    return found
+
+
+def unigram_loss_sum(train: Dataset, rows: PackedRows) -> float:
+    """What a model scores that knows only how often each token occurs in `train` (plus one), in nats."""
+    if train.vocab_size != rows.datasets[0].vocab_size:
+        fix = "the unigram model is fit on its train split, which must share the tokenizer"
+        raise ConfigError(Problem("--data", str(train.folder), "command line", fix))
+    counts = np.ones(train.vocab_size)
+    for shard in train.shards:
+        counts += np.bincount(shard.tokens, minlength=train.vocab_size)
+    nats = np.log(counts.sum()) - np.log(counts)
+    total = 0.0
+    for start in range(0, rows.count, CHUNK_ROWS):
+        labels = rows.read(start, min(start + CHUNK_ROWS, rows.count)).labels
+        total += float(nats[labels[labels != IGNORED]].sum())
+    return total

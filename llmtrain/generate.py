@@ -1,0 +1,118 @@
+"""`llmtrain generate`: a model completes a prompt, piece by piece, with transformers' own cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmtrain.errors import ConfigError, InputError, Problem
+from llmtrain.evaluate import Subject, fill, find_subject, model_config, precision_of
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; `temperature` 0 takes the likeliest one."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.temperature < 100:
+            problems.append(Problem("--temperature", self.temperature, "command line", "must be 0 or more"))
+        if not 0 < self.top_p <= 1:
+            problems.append(Problem("--top-p", self.top_p, "command line", "must be above 0 and at most 1"))
+        if problems:
+            raise ConfigError(problems)
+
+
+def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
+    """Yields the prompt, then the completion as it comes. Raises InputError when WHAT can't be used."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    subject = find_subject(what)
+    tokenizer = _tokenizer(subject)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    if inputs.input_ids.shape[1] == 0:  # an empty prompt: begin as a document begins, after the end of one
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        inputs = {"input_ids": torch.tensor([[start]]), "attention_mask": torch.tensor([[1]])}
+    model = load_model(subject)
+    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    _check_length(model, inputs["input_ids"].shape[1], sampling)
+    drawn = {"do_sample": sampling.temperature > 0}
+    if drawn["do_sample"]:
+        drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    torch.manual_seed(sampling.seed)
+    streamer = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            model.generate(
+                **inputs,
+                **drawn,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
+                streamer=streamer,
+            )
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it can be seen
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield prompt
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def load_model(subject: Subject) -> Any:
+    """The transformers model, as its users get it, in the dtype it was trained or saved in."""
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    from llmtrain.engine import detect_device
+
+    config = model_config(subject)
+    device = detect_device()
+    precision = subject.run.precision if subject.run else precision_of(config)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    kind = transformers.AutoModelForCausalLM
+    if subject.checkpoint is None:
+        model = kind.from_pretrained(subject.name, dtype=dtype, trust_remote_code=False)
+    else:
+        config.use_cache = True
+        with no_init_weights():
+            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
+        model.tie_weights()
+        fill(model.state_dict(keep_vars=True), subject.checkpoint)
+    return model.to(device).eval()
+
+
+def _tokenizer(subject: Subject) -> Any:
+    import transformers
+
+    place = subject.checkpoint.path if subject.checkpoint else subject.name
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{subject.name} has no tokenizer that transformers can read: {reason}") from error
+
+
+def _check_length(model: Any, prompt_tokens: int, sampling: Sampling) -> None:
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most and prompt_tokens + sampling.max_new_tokens > most:
+        fix = f"the model reads at most {most} tokens and the prompt has {prompt_tokens}"
+        fix += f"; use {most - prompt_tokens} or less" if most > prompt_tokens else "; shorten the prompt"
+        raise ConfigError(Problem("--max-new-tokens", sampling.max_new_tokens, "command line", fix))
