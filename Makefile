@@ -26,9 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "this Python cannot make environments (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@if [ -n "$(TORCH)" ]; then \
-	  if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
-	    && $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(CPU_WHEELS)/torch/", timeout=5)' 2>/dev/null; \
-	  then $(BIN)/pip install --no-deps --index-url $(CPU_WHEELS) "$(TORCH)" || $(BIN)/pip install "$(TORCH)"; \
+	  if [ "$$(uname -s)" = Linux ] && [ -z "$${CI:-}" ] && ! command -v nvidia-smi >/dev/null; \
+	  then $(BIN)/pip install --no-deps --retries 0 --timeout 10 --index-url $(CPU_WHEELS) "$(TORCH)" \
+	    || $(BIN)/pip install "$(TORCH)"; \
 	  else $(BIN)/pip install "$(TORCH)"; fi; \
 	fi
 	$(BIN)/pip install $(if $(TORCH),-c constraints.txt) -e '.[dev]'

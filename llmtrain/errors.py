@@ -66,7 +66,7 @@ class EngineError(LlmtrainError):
     """The training engine, or one of its ranks, failed."""
 
 
-class StopRequested(LlmtrainError):
+class StopRequested(LlmtrainError):  # noqa: N818 - no error, a way to end
     """The run was asked to stop (signal); it saved and can be resumed."""
 
     exit_status = 75
