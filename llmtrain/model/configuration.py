@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
 from typing import Any
 
 from transformers import AutoConfig
@@ -11,51 +14,116 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
 
+ORIGIN = "the run"
+# Older spellings that transformers still turns into `rope_parameters`.
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor")
+
 
 def hf_config(
     section: ModelSection, vocab_size: int, eos_id: int | None = None, bos_id: int | None = None
 ) -> Any:
     """The configuration of the model to train; ConfigError with all that is wrong with `section`.
 
-    vocab_size, eos_id and bos_id are the dataset's: a new model takes them, a model with weights must be
-    at least as large.
+    vocab_size, eos_id and bos_id are the dataset's. A new model takes them where the section does not say;
+    a model with weights must have at least that many token ids.
     """
-    config = _from_source(section.source) if section.source else _from_dict(section.config or {}, vocab_size)
-    text = config.get_text_config()
-    if text.vocab_size < vocab_size:
-        field = "model.source" if section.source else "model.config.vocab_size"
-        raise ConfigError(
-            Problem(
-                field,
-                section.source or text.vocab_size,
-                "the run",
-                f"its vocabulary of {text.vocab_size} is smaller than the dataset's {vocab_size}; "
-                "build the dataset with this model's tokenizer, or take a model with a larger vocabulary",
-            )
-        )
-    given = section.config or {}
-    for key, value in (("eos_token_id", eos_id), ("bos_token_id", bos_id)):
-        if section.source is None and key not in given:
-            setattr(config, key, value)
+    if section.source is not None:
+        config = _from_source(section.source)
+        field, value = "model.source", section.source
+    else:
+        ids = {"vocab_size": vocab_size, "eos_token_id": eos_id, "bos_token_id": bos_id, "pad_token_id": None}
+        config = _from_dict(section.config or {}, ids)
+        field, value = "model.config", None
+    problems = _unfit(config, field, value, vocab_size)
+    if problems:
+        raise ConfigError(problems)
     config.use_cache = False
     return config
-
-
-def _from_source(source: str) -> Any:
-    return AutoConfig.from_pretrained(source, trust_remote_code=False)
-
-
-def _from_dict(given: dict[str, Any], vocab_size: int) -> Any:
-    values = dict(given)
-    family = values.pop("model_type", None)
-    if family not in CONFIG_MAPPING:
-        raise ConfigError(
-            Problem("model.config.model_type", family, "the run", nearest(str(family), causal_families()))
-        )
-    values.setdefault("vocab_size", vocab_size)
-    return CONFIG_MAPPING[family](**values)
 
 
 def causal_families() -> list[str]:
     """The model types that transformers can make a causal LM of."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def _from_source(source: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        fix = f"transformers can't read a configuration there ({said}); name a folder with config.json or a "
+        fix += "Hub id whose model type transformers knows (code from the Hub is never run)"
+        raise ConfigError(Problem("model.source", source, ORIGIN, fix)) from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        fix = f"its model_type {config.model_type} is no causal language model in transformers"
+        raise ConfigError(Problem("model.source", source, ORIGIN, fix))
+    return config
+
+
+def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
+    values = dict(given)
+    family = values.pop("model_type", None)
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(_unknown_family(family))
+    known = config_keys(family)
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ConfigError([_unknown_key(key, values[key], family, known) for key in unknown])
+    for key, value in ids.items():
+        if key in known:
+            values.setdefault(key, value)
+    try:
+        return CONFIG_MAPPING[family](**values)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        fix = f"transformers refuses this configuration: {said}"
+        raise ConfigError(Problem("model.config", None, ORIGIN, fix)) from error
+
+
+def config_keys(family: str) -> set[str]:
+    """The keys that `model.config` may have for this model type."""
+    made = CONFIG_MAPPING[family]
+    known = set(made.attribute_map) | set(inspect.signature(made.__init__).parameters)
+    if dataclasses.is_dataclass(made):
+        known |= {field.name for field in dataclasses.fields(made)}
+    if "rope_parameters" in known:
+        known |= set(ROPE_KEYS)
+    return known - {"self", "kwargs", "args"}
+
+
+def _unknown_family(family: Any) -> Problem:
+    if family is None:
+        fix = "say which architecture the model has, for example model_type: llama"
+    else:
+        near = difflib.get_close_matches(str(family), causal_families(), n=4, cutoff=0.5)
+        fix = f"transformers knows no causal language model of that type; near ones: {', '.join(near)}"
+        if not near:
+            fix = (
+                "transformers knows no causal language model of that type; common ones: llama, qwen3, mixtral"
+            )
+    return Problem("model.config.model_type", family, ORIGIN, fix)
+
+
+def _unknown_key(key: str, value: Any, family: str, known: set[str]) -> Problem:
+    guess = nearest(key, known)
+    fix = f"{family} has no such key" + (f"; {guess}" if guess else "")
+    return Problem(f"model.config.{key}", value, ORIGIN, fix)
+
+
+def _unfit(config: Any, field: str, value: Any, vocab_size: int) -> list[Problem]:
+    problems = []
+    text = config.get_text_config()
+    if text.vocab_size < vocab_size:
+        name, shown = ("model.config.vocab_size", text.vocab_size) if value is None else (field, value)
+        fix = f"its vocabulary of {text.vocab_size} is smaller than the dataset's {vocab_size}; "
+        fix += (
+            "leave it out, and the dataset's is taken"
+            if value is None
+            else "build the dataset with this model's tokenizer"
+        )
+        problems.append(Problem(name, shown, ORIGIN, fix))
+    if getattr(text, "output_router_logits", False):
+        fix = "the auxiliary loss of the router is not part of the training loss; set it to false"
+        name = "model.config.output_router_logits" if value is None else field
+        problems.append(Problem(name, True if value is None else value, ORIGIN, fix))
+    return problems

@@ -143,4 +143,4 @@ def make_loss_head(head: nn.Module, formula: HeadFormula, mode: str) -> None:
     """Turns a linear head into a LossHead in place: its parameters, hooks and name stay."""
     assert isinstance(head, nn.Linear), f"{type(head).__name__} is no linear head"
     head.__class__ = type("LossHead", (LossHead, type(head)), {})
-    head.formula, head.mode = formula, mode
+    vars(head).update(formula=formula, mode=mode)

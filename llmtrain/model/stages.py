@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,10 @@ import torch
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
+from llmtrain.model.attention import document_bounds, is_varlen
+from llmtrain.model.counts import layer_costs
+from llmtrain.model.kernels import Kernels
+from llmtrain.model.loss import HeadFormula, whole_loss
 from llmtrain.model.structure import Structure, read_structure, skeleton
 
 
@@ -49,11 +55,11 @@ class StageModel(nn.Module):
     tokens, positions, labels are int64 [rows, seq]; hidden is [rows, seq, width].
     """
 
-    def __init__(self, hf: Any, cut: Cut, structure: Structure | None):
+    def __init__(self, hf: Any, cut: Cut, kernels: Kernels):
         super().__init__()
         self.hf = hf
         self.cut = cut
-        self.structure = structure
+        self.kernels = kernels
         tied = dict(hf.all_tied_weights_keys)
         self._tied_names = tied if cut.count > 1 else {}
 
@@ -61,12 +67,25 @@ class StageModel(nn.Module):
         self, inputs: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
-        given = {"input_ids": inputs} if self.cut.is_first else {"inputs_embeds": inputs}
-        hidden = self.hf.base_model(position_ids=positions, use_cache=False, **given).last_hidden_state
+        if self.kernels.loss == "model" and self.cut.count == 1:
+            assert labels is not None, "a single stage computes the loss and needs labels"
+            masks = self._masks(positions)
+            raw = self.hf(input_ids=inputs, position_ids=positions, use_cache=False, **masks).logits
+            return whole_loss(raw, labels, HeadFormula())
+        name = "input_ids" if self.cut.is_first else "inputs_embeds"
+        hidden = self.hidden(positions, **{name: inputs})
         if self.cut.count == 1:
             assert labels is not None, "a single stage computes the loss and needs labels"
             return self.loss(hidden, labels)
         return hidden if self.cut.is_last else (hidden, positions)
+
+    def hidden(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """What the layers (and on the last stage the final norm) make of input_ids or inputs_embeds."""
+        given = {**inputs, **self._masks(positions)}
+        return self.hf.base_model(position_ids=positions, use_cache=False, **given).last_hidden_state
+
+    def _masks(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"attention_mask": document_bounds(positions)} if is_varlen(self.kernels.attention) else {}
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of cross entropy (nats, fp32 scalar) over the labels that are trained on."""
@@ -111,48 +130,68 @@ def drop(hf: Any, name: str) -> None:
 
 
 def plan_cuts(config: Any, count: int) -> list[Cut]:
-    """`count` stages of consecutive decoder layers, balanced by compute, then by parameters.
+    """`count` stages of consecutive decoder layers, balanced by compute and then by parameters.
 
+    Compute is the parameters a token meets: a layer's, with its share of the experts, and the head's on the
+    last stage; the embedding is a lookup and counts only as parameters.
     ConfigError when the family can't be cut or there are more stages than layers.
     """
     hf = skeleton(config, torch.float32)
+    costs, sizes = layer_costs(hf), layer_costs(hf, total=True)
     if count == 1:
-        from llmtrain.model.structure import find_layers
-
-        name = find_layers(hf)
-        return [Cut(0, 1, 0, len(hf.get_submodule(name)) if name else 0)]
+        return [Cut(0, 1, 0, len(costs))]
     structure = read_structure(hf)
-    layers = hf.get_submodule(structure.layers)
-    if count > len(layers):
+    if count > len(costs):
         raise ConfigError(
             Problem(
                 "parallel.pipeline",
                 count,
-                f"model has {len(layers)} decoder layers",
-                f"every stage needs a layer: use at most {len(layers)} stages",
+                f"the model has {len(costs)} decoder layers",
+                f"every stage needs a layer of its own: use at most {len(costs)} stages",
             )
         )
-    costs = [float(sum(p.numel() for p in layer.parameters())) for layer in layers]
-    head = float(sum(p.numel() for p in hf.get_submodule(structure.head).parameters()))
+    head = sum(p.numel() for p in hf.get_submodule(structure.head).parameters())
+    entry = sum(p.numel() for name in structure.entry for p in hf.get_submodule(name).parameters())
     costs[-1] += head
-    bounds = _balance(costs, count)
-    return [Cut(i, count, bounds[i], bounds[i + 1]) for i in range(count)]
+    sizes[-1] += head
+    sizes[0] += entry
+    bounds = balance(costs, sizes, count)
+    return [Cut(index, count, bounds[index], bounds[index + 1]) for index in range(count)]
 
 
-def _balance(costs: list[float], count: int) -> list[int]:
-    """Bounds of `count` non-empty runs of `costs` whose largest sum is smallest."""
-    n = len(costs)
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [0])}]
-    for _stage in range(count):
-        row: dict[int, tuple[float, list[int]]] = {}
+def balance(costs: list[int], sizes: list[int], count: int) -> list[int]:
+    """Bounds [0, …, n] of `count` non-empty runs: the dearest run is as cheap as can be.
+
+    Of all such bounds, those with the most even sizes (least sum of squares).
+    """
+    cost, size = _sums(costs), _sums(sizes)
+    dearest = _best(len(costs), count, lambda start, end: cost[end] - cost[start], max)[0]
+
+    def squares(start: int, end: int) -> float:
+        within = cost[end] - cost[start] <= dearest
+        return float(size[end] - size[start]) ** 2 if within else float("inf")
+
+    return _best(len(costs), count, squares, lambda left, right: left + right)[1]
+
+
+def _sums(values: list[int]) -> list[int]:
+    return [0, *itertools.accumulate(values)]
+
+
+def _best(
+    n: int, count: int, price: Callable[[int, int], float], join: Callable[[float, float], float]
+) -> tuple[float, list[int]]:
+    """The cheapest split of range(n) into `count` non-empty runs, by dynamic programming over their ends."""
+    best = {0: (0.0, [0])}
+    for _ in range(count):
+        row = {}
         for end in range(1, n + 1):
-            for start, (worst, bounds) in best[-1].items():
-                if start < end:
-                    found = max(worst, total[end] - total[start])
-                    if end not in row or found < row[end][0]:
-                        row[end] = (found, [*bounds, end])
-        best.append(row)
-    return best[count][n][1]
+            options = [
+                (join(so_far, price(start, end)), [*bounds, end])
+                for start, (so_far, bounds) in best.items()
+                if start < end
+            ]
+            if options:
+                row[end] = min(options)
+        best = row
+    return best[n]

@@ -6,6 +6,7 @@ family is written down here.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> A
 
     `config` is copied, as transformers writes dtype and attention into it.
     """
-    own = type(config).from_dict(config.to_dict())
+    own = copy.deepcopy(config)
     own.use_cache = False
     options = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):

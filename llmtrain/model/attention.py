@@ -1,0 +1,222 @@
+"""Attention implementations of llmtrain, registered with transformers by name.
+
+Each is called as transformers calls its own: query, key, value are [rows, heads, seq, head width], the answer
+is [rows, seq, heads, width]. As a registered function it also runs inside recomputation, which happens
+after any context around the forward pass has ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+# On Hopper cuDNN's attention is 1.7-2.3 times as fast as the flash kernel that torch would take first.
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+# Name in `Kernels.attention` → name transformers knows it by.
+NAMES = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "math": "llmtrain_math",
+    "cudnn": "llmtrain_cudnn",
+    "varlen": "llmtrain_varlen",
+    "flash": "llmtrain_flash",
+}
+
+
+# query, key, value [tokens, heads, width], document bounds, longest row, scaling, sliding window
+Tensor = torch.Tensor
+Varlen = Callable[[Tensor, Tensor, Tensor, Tensor, int, float | None, int | None], Tensor]
+
+
+def math_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """Scaled dot product attention as plain matrix products."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return sdpa_attention_forward(*args, **kwargs)
+
+
+def cudnn_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """Scaled dot product attention, cuDNN's kernel where it can, the next best where not."""
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+        return sdpa_attention_forward(*args, **kwargs)
+
+
+def document_bounds(positions: torch.Tensor) -> torch.Tensor:
+    """Where documents begin in the rows laid end to end, as the 4-D int32 "mask" [1, 1, 1, documents + 1].
+
+    positions: int64 [rows, seq], starting from 0 in each document. transformers hands a 4-D mask to every
+    layer as it is, which brings the bounds to the attention of any family. Waits for the device once.
+    """
+    starts = torch.ones_like(positions, dtype=torch.bool)
+    starts[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
+    found = starts.flatten().nonzero().flatten()
+    return F.pad(found, (0, 1), value=positions.numel()).to(torch.int32).view(1, 1, 1, -1)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    kernel: Varlen,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside documents, without a mask; plain SDPA when no bounds are handed in."""
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return cudnn_attention(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    assert softcap is None and dropout == 0.0, "attention over documents knows no softcap and no dropout"
+    assert kwargs.get("s_aux") is None, "attention over documents knows no sinks"
+    rows, heads, seq, _ = query.shape
+    q, k, v = (part.transpose(1, 2).reshape(rows * seq, part.shape[1], -1) for part in (query, key, value))
+    chosen = kernel if query.is_cuda else reference_varlen
+    out = chosen(q, k, v, attention_mask.flatten(), seq, scaling, sliding_window)
+    return out.reshape(rows, seq, heads, -1), None
+
+
+def reference_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """One document after the other with SDPA: what the fused kernels must equal. [tokens, heads, width]."""
+    parts = []
+    groups = query.shape[1] // key.shape[1]
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        mask = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).tril()
+        if window is not None:
+            mask = mask.triu(-window + 1)
+        parts.append(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)[0].transpose(0, 1)
+        )
+    return torch.cat(parts)
+
+
+def torch_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """torch.nn.attention.varlen, whose options have grown from version to version."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    options = inspect.signature(varlen_attn).parameters
+    given: dict[str, Any] = {}
+    if "window_size" in options:
+        given["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        assert window is None, "this torch's varlen_attn knows no sliding window"
+        given["is_causal"] = True
+    if "enable_gqa" in options:
+        given["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if scaling is not None and "scale" in options:
+        given["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    out: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, **given)
+    return out
+
+
+def flash_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """The flash-attn package."""
+    flash_attn_varlen_func = importlib.import_module("flash_attn").flash_attn_varlen_func
+    return flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1 if window is None else window - 1, -1 if window is None else 0),
+    )
+
+
+def has_flash() -> bool:
+    """The flash-attn package is installed."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def has_torch_varlen() -> bool:
+    """This torch has variable-length attention with a sliding window."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "window_size" in inspect.signature(varlen_attn).parameters
+
+
+def attention_by_torch(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """`varlen_attention` over torch's kernel."""
+    return varlen_attention(*args, kernel=torch_varlen, **kwargs)
+
+
+def attention_by_flash(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """`varlen_attention` over the flash-attn package."""
+    return varlen_attention(*args, kernel=flash_varlen, **kwargs)
+
+
+def is_varlen(attention: str) -> bool:
+    """Documents travel as bounds and not as a mask."""
+    return attention in ("varlen", "flash")
+
+
+def register() -> None:
+    """Makes the names in NAMES known to transformers; again and again does no harm."""
+    functions = {
+        "llmtrain_math": math_attention,
+        "llmtrain_cudnn": cudnn_attention,
+        "llmtrain_varlen": attention_by_torch,
+        "llmtrain_flash": attention_by_flash,
+    }
+    for name, function in functions.items():
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+register()

@@ -1,0 +1,229 @@
+"""Weights of a Hugging Face folder, read by name into whatever part of the model a rank holds.
+
+Only safetensors are read: a pickle can run any code. What transformers converts on loading (say, Mixtral's
+experts, saved one by one and computed as one tensor) is converted by the same rules here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from llmtrain.errors import CheckpointError
+from llmtrain.model.initialise import Fill, is_set, mark_set
+
+SHOWN = 5  # names listed in a message
+
+
+@dataclass
+class _Recipe:
+    """How files make one or several tensors of the model."""
+
+    target: str  # the first tensor made
+    targets: tuple[str, ...]
+    converter: WeightConverter | None = None
+    sources: list[tuple[str, str]] = field(default_factory=list)  # (pattern, name in the files)
+
+
+class WeightFiles:
+    """The safetensors of a folder or of a Hub repository, read lazily by name.
+
+    CheckpointError when there are none, or when a file can't be read.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self.folder = Path(source) if Path(source).is_dir() else _download(source)
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(_nothing_to_read(self.folder, source))
+        self._file: dict[str, Path] = {}
+        self._shape: dict[str, tuple[int, ...]] = {}
+        for path in files:
+            self._index(path)
+        self.bytes_read = 0
+
+    def names(self) -> list[str]:
+        """The tensors as the files name them."""
+        return sorted(self._file)
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - safe_open is no dict
+                    self._file[name] = path
+                    self._shape[name] = tuple(opened.get_slice(name).get_shape())
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}); fetch or save it again"
+            ) from error
+
+    def _read(self, name: str) -> torch.Tensor:
+        with safe_open(self._file[name], framework="pt") as opened:
+            tensor = opened.get_slice(name)[...] if self._shape[name] else opened.get_tensor(name)
+        self.bytes_read += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def fill_for(self, hf: Any) -> Fill:
+        """A function that puts these weights into the units of `hf`, which is the whole model, on meta.
+
+        CheckpointError now when a tensor is missing, superfluous or of another shape.
+        """
+        expected = {name: tuple(tensor.shape) for name, tensor in hf.state_dict().items()}
+        recipes, unexpected = self._recipes(hf, expected)
+        makers = {name: recipe for recipe in recipes for name in recipe.targets}
+        tied = dict(hf.all_tied_weights_keys)
+        self._settle_tied(tied, makers)
+        missing = [name for name in expected if name not in makers and name not in tied]
+        self._refuse("lacks", _without(missing, hf._keys_to_ignore_on_load_missing))
+        self._refuse("has unknown", _without(unexpected, hf._keys_to_ignore_on_load_unexpected))
+        self._check_shapes(recipes, expected)
+        return partial(self._fill, hf, makers, expected)
+
+    def _recipes(self, hf: Any, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Recipe], list[str]]:
+        mapping = get_model_conversion_mapping(hf)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        shapes = hf.state_dict()
+        found: dict[str, _Recipe] = {}
+        unexpected = []
+        for source in sorted(self._file, key=_natural):
+            target, pattern = rename_source_key(source, renamings, converters, hf.base_model_prefix, shapes)
+            if target not in expected and source in expected:
+                target, pattern = source, None
+            if target not in expected:
+                unexpected.append(source)
+                continue
+            converter = by_pattern.get(pattern) if pattern else None
+            if target not in found:
+                found[target] = _Recipe(target, _targets(target, converter), converter)
+            found[target].sources.append((pattern or source, source))
+        return list(found.values()), unexpected
+
+    def _settle_tied(self, tied: dict[str, str], makers: dict[str, _Recipe]) -> None:
+        """One tensor for tied weights: either name may be in the files, and both only when they are equal."""
+        for target, source in tied.items():
+            if target in makers and source in makers:
+                if not torch.equal(self._make(makers[target], None)[target], self._made(makers, source)):
+                    raise CheckpointError(
+                        f"{self.source} has different weights for {target} and {source}, which its "
+                        "config.json ties; set tie_word_embeddings to false there"
+                    )
+                del makers[target]
+            elif target in makers:
+                makers[source] = _Recipe(source, (source,), None, makers.pop(target).sources)
+
+    def _made(self, makers: dict[str, _Recipe], name: str) -> torch.Tensor:
+        return self._make(makers[name], None)[name]
+
+    def _refuse(self, what: str, names: list[str]) -> None:
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise CheckpointError(
+                f"{self.source} {what} weights: {', '.join(sorted(names)[:SHOWN])}{more}; "
+                "its files do not belong to the model of its config.json"
+            )
+
+    def _check_shapes(self, recipes: Iterable[_Recipe], expected: dict[str, tuple[int, ...]]) -> None:
+        for recipe in recipes:
+            if recipe.converter is None:
+                self._check_shape(recipe.target, self._shape[recipe.sources[0][1]], expected[recipe.target])
+
+    def _check_shape(self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if found != wanted:
+            raise CheckpointError(
+                f"{self.source} has {name} of shape {list(found)}, the model of its config.json wants "
+                f"{list(wanted)}; its files and its config.json do not belong together"
+            )
+
+    def _make(self, recipe: _Recipe, hf: Any) -> dict[str, torch.Tensor]:
+        if recipe.converter is None:
+            return {recipe.target: self._read(recipe.sources[0][1])}
+        converter = copy.deepcopy(recipe.converter)
+        for pattern, source in recipe.sources:
+            reader: Callable[[], torch.Tensor] = partial(self._read, source)
+            converter.add_tensor(recipe.target, source, pattern, reader)
+        try:
+            made = converter.convert(recipe.target, model=hf, config=hf.config)
+        except Exception as error:
+            raise CheckpointError(f"{self.source}: {recipe.target} can't be made: {error}") from error
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def _fill(
+        self,
+        hf: Any,
+        makers: dict[str, _Recipe],
+        expected: dict[str, tuple[int, ...]],
+        name: str,
+        unit: nn.Module,
+        parameters: bool,
+    ) -> None:
+        wanted = {f"{name}.{key}".lstrip("."): tensor for key, tensor in _state(unit).items()}
+        made: dict[str, torch.Tensor] = {}
+        for full, tensor in wanted.items():
+            if full not in makers or (isinstance(tensor, nn.Parameter) and not parameters):
+                continue
+            if is_set(tensor):
+                continue  # tied, and filled under its other name
+            if full not in made:
+                made.update(self._make(makers[full], hf))
+            value = made.pop(full)
+            self._check_shape(full, tuple(value.shape), expected[full])
+            tensor.data.copy_(value)
+            mark_set(tensor)
+
+
+def _state(unit: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in unit.state_dict(keep_vars=True).items() if value is not None}
+
+
+def _targets(target: str, converter: WeightConverter | None) -> tuple[str, ...]:
+    if converter is None:
+        return (target,)
+    first = converter.target_patterns[0]
+    return tuple(target.replace(first, pattern) for pattern in converter.target_patterns)
+
+
+def _without(names: Iterable[str], ignored: Iterable[str] | None) -> list[str]:
+    patterns = [*(ignored or ()), r"rotary_emb\.inv_freq"]
+    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
+
+
+def _natural(name: str) -> list[Any]:
+    """Expert 10 after expert 9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.safetensors.index.json", "config.json"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"model.source {source!r} is no folder here, and the Hub gave nothing for it: {error}"
+        ) from error
+
+
+def _nothing_to_read(folder: Path, source: str) -> str:
+    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+    if pickled:
+        return (
+            f"{source} has its weights only as pickle ({pickled[0]}), which can run any code when it is "
+            "read; save it as safetensors first (from_pretrained and save_pretrained, where you trust it)"
+        )
+    return f"{source} has no .safetensors file"
