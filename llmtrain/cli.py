@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llmtrain import __version__
-from llmtrain.errors import ConfigError, InputError, LlmtrainError, Problem, StopRequested
+from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
 
 if TYPE_CHECKING:
     from data_prep.write import Progress
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmtrain",
         description="A folder of text becomes a model on the Hub, on any number of GPUs, from one file.",
-        epilog="Exit status: 0 done, 2 the input is wrong, 75 stopped on request and resumable, 1 anything else.",
+        epilog="Exit status: 0 done; 2 wrong input; 75 stopped on request, resumable; 1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -186,7 +186,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     world = world_from_environment(os.environ)
     if arguments.ranks is not None and world.launcher != "none":
-        fix = f"this process is already one of {world.size} ranks started by {world.launcher}; leave --ranks out"
+        fix = f"this is one of {world.size} ranks that {world.launcher} has started; leave --ranks out"
         raise ConfigError(Problem("--ranks", arguments.ranks, "command line", fix))
     ranks = 1 if arguments.ranks is None else arguments.ranks
     _at_least(1, {"--ranks": ranks})

@@ -36,6 +36,7 @@ def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     subject = find_subject(what)
     tokenizer = _tokenizer(subject)
     inputs = tokenizer(prompt, return_tensors="pt")

@@ -65,7 +65,7 @@ def rendezvous_port(environ: Mapping[str, str]) -> int:
             probe.bind(("127.0.0.1", int(wanted)))
         except OSError as error:
             raise InputError(
-                f"MASTER_PORT = {wanted} (environment): the port is in use or not allowed ({error.strerror}); "
+                f"MASTER_PORT = {wanted} (environment): the port can't be used ({error.strerror}); "
                 "unset it and a free one is picked"
             ) from error
         return int(probe.getsockname()[1])
@@ -221,7 +221,7 @@ def last_error(log: Path, start: int = 0) -> str:
 
 
 def likely_device() -> str:
-    """`cuda` or `cpu`, guessed without importing torch, which takes seconds; the ranks look for themselves."""
+    """`cuda` or `cpu`, guessed without the seconds that torch takes; the ranks look for themselves."""
     build = torch_build()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
     if build.endswith("+cpu") or visible == "":

@@ -267,10 +267,10 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
         job.folder.write(plan)
     run_log = RunLog(plan, job.folder, step, tokens, speed=job.speed(), eval_bytes=known, writes=writes)
     run_log.last_saved = found.path if found else None
-    where = f"{job.world.size} × {device_name(plan.device)} ({job.world.launcher})"
     run_log.note(
-        f"{plan.run.name}: {plan.schedule.steps:,} steps of {batch.rows} rows × {plan.run.data.seq_len} tokens "
-        f"= micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks on {where}"
+        f"{plan.run.name}: {plan.schedule.steps:,} steps of {batch.rows} rows × {plan.run.data.seq_len} tokens"
+        f", micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks; "
+        f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
     )
     if found is not None:
         run_log.note(f"going on from {found.path}")
@@ -293,7 +293,8 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
         from llmtrain.model.weights import WeightFiles
 
         weights = WeightFiles(source)
-    engine = open_engine(plan, job.config, job.world, weights, comm, kernels)  # type: ignore[arg-type]
+    with job.folder.talk_to_log(comm.rank):
+        engine = open_engine(plan, job.config, job.world, weights, comm, kernels)  # type: ignore[arg-type]
     if found is not None:
         with found.reader() as reader:
             engine.load(reader, found.scalars)

@@ -12,10 +12,12 @@ runs/NAME/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,12 @@ class RunFolder:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False  # the screen is the progress display's
+
+    @contextmanager
+    def talk_to_log(self, rank: int) -> Iterator[None]:
+        """Sends what libraries print meanwhile to logs/rank-N.log instead of the screen."""
+        with (self.logs / f"rank-{rank}.log").open("a") as sink, contextlib.redirect_stdout(sink):
+            yield
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -32,7 +32,8 @@ class Scores:
 
     def __str__(self) -> str:
         bits = "" if self.bits_per_byte is None else f" · {self.bits_per_byte:.3f} bits per byte"
-        return f"loss {self.eval_loss:.4f} · perplexity {self.perplexity:,.2f}{bits} · {self.eval_tokens:,} tokens"
+        shown = f"loss {self.eval_loss:.4f} · perplexity {self.perplexity:,.2f}{bits}"
+        return f"{shown} · {self.eval_tokens:,} tokens"
 
 
 def scores(loss_sum: float, tokens: int, text_bytes: float | None) -> Scores:

@@ -1,0 +1,113 @@
+"""`llmtrain demo`: the whole way on this machine, as the commands that anybody would type, one after another.
+
+text of the standard library → dataset → training → evaluation → Hugging Face folder → text
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llmtrain
+from llmtrain.config.load import load_run
+from llmtrain.errors import InputError, LlmtrainError
+from llmtrain.report.progress import duration
+
+RECIPE, CORPUS = "demo.yaml", "stdlib.yaml"
+PROMPT = "def read_file(path):\n"
+# What a user of the exported folder writes: nothing of llmtrain is in it.
+COMPLETE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed, utils
+utils.logging.disable_progress_bar()
+folder, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+set_seed(0)
+inputs = tokenizer(prompt, return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.5, top_p=0.9)
+print(tokenizer.decode(out[0], skip_special_tokens=True))
+"""
+
+
+class CommandFailed(LlmtrainError):
+    """One of the demo's commands has ended with an error, which it has told by itself."""
+
+
+def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
+    """Runs the demo in the current folder. A second run goes on where the first one was stopped."""
+    began = time.monotonic()
+    recipes = recipes_folder()
+    run_file, corpus_file = str(recipes / RECIPE), str(recipes / CORPUS)
+    run = load_run(run_file, overrides).config
+    source, folder = run.data.eval[0], Path(run.folder)
+    dataset, out = source.path, folder / "hf"
+    try:
+        _llmtrain("data", "build", corpus_file, f"output={dataset}")
+        _llmtrain("train", run_file, *overrides, "--ranks", str(ranks))
+        found = _scores(str(folder), dataset, source.split)
+        if not out.exists():
+            _llmtrain("export", str(folder), str(out))
+        print(f"\n$ a fresh process with transformers alone completes {PROMPT.strip()!r}\n", flush=True)
+        _run([sys.executable, "-c", COMPLETE, str(out), PROMPT])
+    except CommandFailed as error:
+        return error.exit_status
+    print(_closing(out, dataset, found, time.monotonic() - began))
+    return 0
+
+
+def recipes_folder() -> Path:
+    """Where recipes/ is: here, in the checkout, or where a wheel puts it. Raises InputError."""
+    checkout = Path(llmtrain.__file__).parent.parent / "recipes"
+    for folder in (Path("recipes"), checkout, Path(sys.prefix, "share", "llmtrain", "recipes")):
+        if (folder / RECIPE).is_file():
+            return folder
+    raise InputError(f"recipes/{RECIPE} was not found: run the demo in a checkout of llmtrain")
+
+
+def _llmtrain(*words: str) -> None:
+    print(f"\n$ llmtrain {' '.join(words)}", flush=True)
+    _run([sys.executable, "-m", "llmtrain", *words])
+
+
+def _run(command: Sequence[str]) -> None:
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        failed = CommandFailed(f"{command[0]} ended with status {status}")
+        failed.exit_status = status if status in (2, 75) else 1
+        raise failed
+
+
+def _scores(folder: str, dataset: str, split: str) -> dict[str, Any]:
+    words = ["eval", folder, "--data", dataset, "--split", split, "--baselines", "--json"]
+    print(f"\n$ llmtrain {' '.join(words)}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmtrain", *words], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise CommandFailed(f"evaluation ended with status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(done.stdout.splitlines()[-1])
+    return found
+
+
+def _closing(out: Path, dataset: str, found: dict[str, Any], seconds: float) -> str:
+    rows = {"the trained model": found, "a unigram model": found["baselines"]["unigram"]}
+    rows["the model untrained"] = found["baselines"]["untrained"]
+    lines = ["", f"Done in {duration(seconds)}. The model is in {out} (a Hugging Face folder).", ""]
+    lines.append(f"{'on held-out files of ' + dataset:<32}{'perplexity':>12}{'bits per byte':>16}")
+    for name, scores in rows.items():
+        lines.append(f"{name:<32}{scores['perplexity']:>12,.1f}{scores['bits_per_byte']:>16.3f}")
+    lines += [
+        "",
+        "Next:",
+        f'  llmtrain generate {out} "import os"            let it write on',
+        "  llmtrain plan recipes/125m.yaml --device h200   what a real run would take",
+        "  llmtrain doctor                                 what this machine can do",
+    ]
+    return "\n".join(lines)
