@@ -55,7 +55,7 @@ class CheckpointFacts:
     step: int
     tokens: int
     topology: Mapping[str, Any]
-    dataset: str  # the fingerprint of all training data, in order
+    dataset: str  # the fingerprint of all that decides which row comes where (`Batches.fingerprint`)
     config: Mapping[str, Any]
     vocab_size: int
     seq_len: int
@@ -128,8 +128,8 @@ def tokenizer_hash(folder: Path | None) -> str:
 
 
 _ADVICE = {
-    "dataset": "a run goes on with the data it began with; for other data start a new run "
-    "with model.source set to an export of this checkpoint",
+    "dataset": "the datasets, their order, their weights or data.mask_documents differ; a run goes on with "
+    "the rows it began with: for others start a new run with model.source set to an export of this checkpoint",
     "tokenizer": "use the tokenizer the run began with, or start a new run from an export of this checkpoint",
     "vocab_size": "use the tokenizer and model the run began with, or start a new run",
     "model": "use the model the run began with, or a new output_dir for the new model",
@@ -151,6 +151,8 @@ def check_matches(where: Path, saved: Identity, config: Mapping[str, Any], facts
             differences = _config_differences(config, facts.config)
             if differences:
                 lines.append(f"model ({', '.join(differences)}): {advice}")
+        elif name == "dataset" and (saved.seed, saved.seq_len) != (ours.seed, ours.seq_len):
+            continue  # the fingerprint covers those two, so it tells nothing of its own now
         elif before != now:
             lines.append(f"{name} (saved {_short(before)}, now {_short(now)}): {advice}")
     if lines:

@@ -29,7 +29,7 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -
         "## Training\n",
         f"- {manifest.tokens:,} tokens in {manifest.step:,} optimizer steps of "
         f"{manifest.identity.rows} rows of {manifest.identity.seq_len} tokens, {topology.precision}\n"
-        f"- {topology.world} ranks, ZeRO stage {topology.zero_stage}, {topology.pipeline} pipeline stages\n"
+        f"- {topology.world} ranks, ZeRO stage {topology.zero_stage}, pipeline of {topology.pipeline}\n"
         f"- data fingerprint `{manifest.identity.dataset}`\n"
         + "".join(f"- {package} {version}\n" for package, version in manifest.versions.items()),
         *_data(manifest.data),

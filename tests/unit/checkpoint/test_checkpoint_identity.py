@@ -35,11 +35,12 @@ def test_how_a_model_is_run_is_not_the_model(saved: Checkpoint) -> None:
     [
         (
             {"dataset": "e" * 64},
-            "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): a run goes on with the data",
+            "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): the datasets, their order, their weights",
         ),
         ({"vocab_size": 14}, "vocab_size (saved 13, now 14): use the tokenizer and model"),
         ({"seq_len": 16}, "seq_len (saved 8, now 16): keep data.seq_len"),
         ({"rows": 8}, "rows (saved 4, now 8): keep batch.rows"),
+        ({"seed": 1, "dataset": "e" * 64}, "seed (saved 1234, now 1)"),
         ({"seed": 1}, "seed (saved 1234, now 1): keep the seed"),
         ({"optimizer": "muon"}, "optimizer (saved adamw, now muon): keep optimizer.type"),
         ({"topology": {"precision": "bf16"}}, "precision (saved fp32, now bf16): keep precision"),
