@@ -129,7 +129,7 @@ def tokenizer_hash(folder: Path | None) -> str:
 
 _ADVICE = {
     "dataset": "the datasets, their order, their weights or data.mask_documents differ; a run goes on with "
-    "the rows it began with: for others start a new run with model.source set to an export of this checkpoint",
+    "the rows it began with: for others start a new run with model.source set to an export of this one",
     "tokenizer": "use the tokenizer the run began with, or start a new run from an export of this checkpoint",
     "vocab_size": "use the tokenizer and model the run began with, or start a new run",
     "model": "use the model the run began with, or a new output_dir for the new model",

@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
     "gemma3": {"model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 8},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 3},
-    "qwen3": {"model_type": "qwen3"},
+    "hrm_text": {"model_type": "hrm_text"},  # several tensors become one
     "gpt_neox": {"model_type": "gpt_neox", "num_key_value_heads": 2},
 }
 

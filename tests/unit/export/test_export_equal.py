@@ -10,7 +10,9 @@ import transformers
 from export_models import CONFIGS, VOCAB, build_model, reload_here, save_model
 from safetensors import safe_open
 
+from llmtrain.checkpoint import Checkpoint
 from llmtrain.export import export
+from llmtrain.export.weights import lay_out
 
 
 def names_in(folder: Path) -> list[str]:
@@ -36,9 +38,20 @@ def test_export_reloads_with_equal_logits_and_the_hubs_names(tmp_path: Path, fam
     model.save_pretrained(tmp_path / "theirs")
     names = names_in(tmp_path / "out")
     assert names == names_in(tmp_path / "theirs")
-    assert ("lm_head.weight" in names) == (family in ("llama", "mixtral", "qwen3"))
+    assert ("lm_head.weight" in names) == (family in ("llama", "mixtral", "hrm_text"))
     experts = [name for name in names if name.endswith("block_sparse_moe.experts.2.w3.weight")]
     assert len(experts) == (2 if family == "mixtral" else 0)
+
+
+@pytest.mark.parametrize("family, largest", [("llama", 1), ("gemma3", 1), ("mixtral", 1), ("hrm_text", 8)])
+def test_tensors_are_streamed_one_at_a_time_where_the_family_allows(
+    tmp_path: Path, family: str, largest: int
+) -> None:
+    model = build_model(family)
+    with Checkpoint(save_model(model, tmp_path)).reader() as reader:
+        layout = lay_out(model, reader, torch.bfloat16)
+    assert max(len(group) for group, _ in layout.groups) == largest
+    assert layout.size == 2 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_shards_have_an_index_and_stay_below_the_limit(
