@@ -117,7 +117,8 @@ def _make_room(folder: Path, plans: list[dict[str, Any]]) -> None:
     folder.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     if not is_committed(folder) and folder.exists():
         remove_folder(folder)
-    needed = sum(plan["bytes"] for plan in plans) + _SPARE
+    values = sum(plan["bytes"] for plan in plans)
+    needed = values + values // 50 + _SPARE
     free = _free(folder.parent)
     if free < needed:
         raise EngineError(_no_space(folder.parent, needed, free))

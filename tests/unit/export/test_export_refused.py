@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from export_models import build_model, probe_rows, save_model
+from export_models import build_model, probe_rows, reload_here, save_model
 
 from llmtrain.errors import CheckpointError, ConfigError, LlmtrainError
 from llmtrain.export import export, hub_folder
@@ -85,6 +85,14 @@ def test_out_that_is_there_and_a_wrong_dtype_are_named_together(run: Path, tmp_p
     assert "one of auto, bf16, fp16, fp32; did you mean 'bf16'?" in str(caught.value)
     assert "it is already there: give a new folder" in str(caught.value)
     assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+def test_an_empty_out_is_taken(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reload_here(monkeypatch)
+    (tmp_path / "out").mkdir()
+    export(run, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+    assert {"model.safetensors", "config.json", "README.md"} < set(os.listdir(tmp_path / "out"))
 
 
 def test_a_config_that_is_not_the_states_is_refused(tmp_path: Path) -> None:
