@@ -33,8 +33,8 @@ HERE = Path(__file__).parent
 LOSS_BAND = {"fp32": 1e-4, "bf16": 1e-2}
 
 COLUMNS = (
-    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "TFLOP/s FULL", "CAUSAL", "MFU FULL",
-    "CAUSAL", "FULL of measured matmul", "peak memory GiB", "warm-up s",
+    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "CPU s/step", "× bare",
+    "TFLOP/s FULL", "CAUSAL", "MFU FULL", "CAUSAL", "FULL of measured matmul", "peak memory GiB", "warm-up s",
 )  # fmt: skip
 LEGEND = (
     "`llmtrain:MODE`: this project's engine with `kernels: MODE`",
@@ -50,6 +50,7 @@ class Round:
 
     losses: list[float]
     step_s: float
+    cpu_s: float
     warmup_s: float
     peak_bytes: int
     reserved_bytes: int | None = None
@@ -69,6 +70,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--deepspeed", default="zero1", help="zero0 to zero3, for llmtrain and for Trainer")
     parser.add_argument("--kernels", nargs="+", default=["auto"], help="llmtrain's kernel modes to time")
     parser.add_argument("--no-trainer", action="store_true")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="CPU threads (1 on a machine that others use too)"
+    )
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one contestant's round")
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results/DEVICE-DATE.md")
     return parser.parse_args()
@@ -96,17 +100,17 @@ def save_initial_weights(preset: Preset, folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def run_contestant(spec: Spec, timeout: float) -> Round:
+def run_contestant(spec: Spec, args: argparse.Namespace) -> Round:
     """One contestant, one round, in a fresh process."""
     path = Path(spec.folder) / "spec.json"
     path.write_text(json.dumps(asdict(spec)))
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    environment["OMP_NUM_THREADS"] = str(args.threads)
     done = subprocess.run(
         [sys.executable, str(HERE / "contestants.py"), str(path)],
-        env=environment, capture_output=True, text=True, timeout=timeout,
+        env=environment, capture_output=True, text=True, timeout=args.timeout,
     )  # fmt: skip
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
@@ -131,9 +135,9 @@ def measure(args: argparse.Namespace, preset: Preset, folder: Path) -> tuple[dic
     rounds: dict[str, list[Round]] = {name: [] for name in contestants(args)}
     matmul = []
     for number in range(args.rounds):
-        matmul.append(run_contestant(replace(base, contestant="matmul"), args.timeout).losses[0])
+        matmul.append(run_contestant(replace(base, contestant="matmul"), args).losses[0])
         for name in rounds:
-            rounds[name].append(run_contestant(replace(base, contestant=name), args.timeout))
+            rounds[name].append(run_contestant(replace(base, contestant=name), args))
             step_s = rounds[name][-1].step_s
             print(
                 f"round {number + 1}/{args.rounds} {name}: {step_s:.4f} s/step", file=sys.stderr, flush=True
@@ -148,13 +152,16 @@ def table(args: argparse.Namespace, preset: Preset, rounds: dict[str, list[Round
     full, causal = (flops_per_token(shape, preset.seq, convention) for convention in ("full", "causal"))
     peak = peak_flops(device_name(), args.precision)
     bare = statistics.median(round.step_s for round in rounds["bare"])
+    bare_cpu = statistics.median(round.cpu_s for round in rounds["bare"])
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for name, done in rounds.items():
         times = [round.step_s for round in done]
         median = statistics.median(times)
         rate = preset.rows * preset.seq / median
         cells = [name, f"{median:.4f}", f"{min(times):.4f} to {max(times):.4f}", f"{rate:,.0f}"]
-        cells += [f"{bare / median:.3f}", f"{rate * full / 1e12:.4g}", f"{rate * causal / 1e12:.4g}"]
+        cpu = statistics.median(round.cpu_s for round in done)
+        cells += [f"{bare / median:.3f}", f"{cpu:.4f}", f"{bare_cpu / cpu:.3f}"]
+        cells += [f"{rate * full / 1e12:.4g}", f"{rate * causal / 1e12:.4g}"]
         cells += [f"{rate * flops / peak:.1%}" if peak else "-" for flops in (full, causal)]
         cells += [f"{rate * full / matmul:.1%}", memory(done)]
         cells += [f"{statistics.median(round.warmup_s for round in done):.1f}"]
@@ -189,8 +196,8 @@ def notes(args: argparse.Namespace, preset: Preset, matmul: float, agreement: st
     lines = [
         f"model `{args.model}`, {args.precision}, DeepSpeed `{args.deepspeed}`, 1 rank; {preset.rows} rows "
         f"of {preset.seq} tokens per step, {preset.micro} per forward pass; random tokens, no recomputation",
-        f"{args.rounds} rounds, each contestant in its own process; {args.warmup} steps of warm-up, "
-        f"then {args.steps} timed",
+        f"{args.rounds} rounds, each contestant in its own process with {args.threads} CPU threads; "
+        f"{args.warmup} steps of warm-up, then {args.steps} timed",
         f"FULL = 6N + 12·L·d·s FLOP per token, CAUSAL = 6N + 6·L·d·s; peak {said}; "
         f"matmul rate measured beside them {matmul / 1e12:.4g} TFLOP/s",
         *LEGEND,

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from contestants import IGNORED, RandomRows, Spec
 from presets import PRESETS
 from step_time import Round, worst_disagreement
@@ -48,7 +42,7 @@ def test_presets_have_the_size_they_are_named_for(name: str, millions: int) -> N
 
 
 def test_curves_that_disagree_are_found() -> None:
-    agreeing, straying = Round([5.0, 4.0], 1.0, 0.0, 0), Round([5.0, 4.4], 1.0, 0.0, 0)
+    agreeing, straying = Round([5.0, 4.0], 1.0, 1.0, 0.0, 0), Round([5.0, 4.4], 1.0, 1.0, 0.0, 0)
     rounds = {"bare": [agreeing], "llmtrain:auto": [agreeing, straying]}
     apart, name = worst_disagreement(rounds)
     assert name == "llmtrain:auto"

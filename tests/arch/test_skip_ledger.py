@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+TESTS = Path(__file__).parents[1]
+CONFTEST = """
+from pathlib import Path
+from skip_ledger import SkipLedger
+
+def pytest_configure(config):
+    config.pluginmanager.register(SkipLedger(Path(__file__).with_name("skips.txt")))
+"""
 
 
 @pytest.mark.parametrize(
@@ -21,12 +29,12 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
     ],
 )
 def test_only_listed_skips_pass(tmp_path: Path, body: str, status: int) -> None:
-    (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "skips.txt").write_text("# why\nneeds a CUDA device*\n")
     (tmp_path / "test_one.py").write_text(f"import pytest\n\n{body}\n\n\ndef test_b():\n    pass\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     assert ("not in tests/skips.txt" in done.stdout) == (status == 1)
