@@ -198,7 +198,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return train_rank(command)
     prepared = prepare(arguments.run, arguments.overrides, ranks, likely_device())
     from llmtrain.report.run_folder import RunFolder
+    from llmtrain.report.tensorboard import check_installed
 
+    check_installed(prepared.plan)
     return launch(command, ranks, RunFolder(prepared.plan.run.folder).logs)
 
 

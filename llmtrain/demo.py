@@ -6,6 +6,7 @@ text of the standard library → dataset → training → evaluation → Hugging
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import llmtrain
 from llmtrain.config.load import load_run
-from llmtrain.errors import InputError, LlmtrainError
+from llmtrain.errors import InputError
 from llmtrain.report.progress import duration
 
 RECIPE, CORPUS = "demo.yaml", "stdlib.yaml"
@@ -35,10 +36,6 @@ print(tokenizer.decode(out[0], skip_special_tokens=True))
 """
 
 
-class CommandFailed(LlmtrainError):
-    """One of the demo's commands has ended with an error, which it has told by itself."""
-
-
 def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
     """Runs the demo in the current folder. A second run goes on where the first one was stopped."""
     began = time.monotonic()
@@ -55,8 +52,8 @@ def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
             _llmtrain("export", str(folder), str(out))
         print(f"\n$ a fresh process with transformers alone completes {PROMPT.strip()!r}\n", flush=True)
         _run([sys.executable, "-c", COMPLETE, str(out), PROMPT])
-    except CommandFailed as error:
-        return error.exit_status
+    except subprocess.CalledProcessError as error:  # the command has said why
+        return error.returncode if error.returncode in (2, 75, 130) else 1
     print(_closing(out, dataset, found, time.monotonic() - began))
     return 0
 
@@ -70,29 +67,31 @@ def recipes_folder() -> Path:
     raise InputError(f"recipes/{RECIPE} was not found: run the demo in a checkout of llmtrain")
 
 
-def _llmtrain(*words: str) -> None:
+def _llmtrain(*words: str, capture: bool = False) -> str:
     print(f"\n$ llmtrain {' '.join(words)}", flush=True)
-    _run([sys.executable, "-m", "llmtrain", *words])
+    return _run([sys.executable, "-m", "llmtrain", *words], capture)
 
 
-def _run(command: Sequence[str]) -> None:
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        failed = CommandFailed(f"{command[0]} ended with status {status}")
-        failed.exit_status = status if status in (2, 75) else 1
-        raise failed
+def _run(command: Sequence[str], capture: bool = False) -> str:
+    """Runs a command to its end; returns what it printed when captured. Raises CalledProcessError."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, text=True) as process:
+        # Ctrl-C reaches the command by itself, which stops in its own time; SIGTERM is passed on
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        said, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return said or ""
 
 
 def _scores(folder: str, dataset: str, split: str) -> dict[str, Any]:
-    words = ["eval", folder, "--data", dataset, "--split", split, "--baselines", "--json"]
-    print(f"\n$ llmtrain {' '.join(words)}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "llmtrain", *words], stdout=subprocess.PIPE, text=True, check=False
+    said = _llmtrain(
+        "eval", folder, "--data", dataset, "--split", split, "--baselines", "--json", capture=True
     )
-    if done.returncode:
-        raise CommandFailed(f"evaluation ended with status {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    names = {"model": found, **found["baselines"]}
+    for name, scores in names.items():
+        print(f"{name:<10}  loss {scores['eval_loss']:.4f}, perplexity {scores['perplexity']:,.2f}")
     return found
 
 

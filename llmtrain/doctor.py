@@ -18,6 +18,7 @@ from llmtrain.report.environment import device_name, versions
 from llmtrain.report.progress import duration, gibibytes
 
 REDUCE_TIMEOUT_S = 120
+SHARED_MEMORY = Path("/dev/shm")
 LOW_DISK = 10 * 2**30
 LOW_SHM = 64 * 2**20
 
@@ -170,7 +171,7 @@ def _stale_locks() -> list[Finding]:
 
 def _leftovers() -> list[Finding]:
     """DeepSpeed's shared-memory op, which llmtrain turns off, leaves 69 MB a rank and run."""
-    files = [path for path in Path("/dev/shm").glob("deepspeed_*") if path.is_file()]
+    files = [path for path in SHARED_MEMORY.glob("deepspeed_*") if path.is_file()]
     if not files:
         return [Finding("/dev/shm", "good", "no files left by DeepSpeed")]
     size = gibibytes(sum(path.stat().st_blocks * 512 for path in files))
@@ -186,8 +187,8 @@ def _memory() -> list[Finding]:
     text = f"{gibibytes(facts['MemAvailable'])} of {gibibytes(facts['MemTotal'])} free"
     state = "good" if facts["MemAvailable"] > 2 * 2**30 else "note"
     findings = [Finding("memory", state, text)]
-    if Path("/dev/shm").is_dir():
-        size = shutil.disk_usage("/dev/shm").total
+    if SHARED_MEMORY.is_dir():
+        size = shutil.disk_usage(SHARED_MEMORY).total
         text = gibibytes(size) + ("" if size > LOW_SHM else "; NCCL wants more, in docker: --shm-size=1g")
         findings.append(Finding("shared memory", "good" if size > LOW_SHM else "note", text))
     return findings

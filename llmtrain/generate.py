@@ -46,7 +46,7 @@ def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
     model = load_model(subject)
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
     _check_length(model, inputs["input_ids"].shape[1], sampling)
-    drawn = {"do_sample": sampling.temperature > 0}
+    drawn: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if drawn["do_sample"]:
         drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     torch.manual_seed(sampling.seed)

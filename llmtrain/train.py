@@ -37,6 +37,7 @@ from llmtrain.report.environment import device_name, versions
 from llmtrain.report.run_folder import RunFolder, resolved_yaml
 from llmtrain.report.run_log import RunLog, Speed
 from llmtrain.report.scores import text_bytes
+from llmtrain.report.tensorboard import check_installed
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe
@@ -200,6 +201,7 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
     device = detect_device()
     prepared: PreparedRun = prepare(path, overrides, world.size, device)
     plan, batches = prepared.plan, prepared.batches
+    check_installed(plan)
     config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
     if device == "cuda":
         import torch
@@ -267,11 +269,10 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
         job.folder.write(plan)
     run_log = RunLog(plan, job.folder, step, tokens, speed=job.speed(), eval_bytes=known, writes=writes)
     run_log.last_saved = found.path if found else None
-    run_log.note(
-        f"{plan.run.name}: {plan.schedule.steps:,} steps of {batch.rows} rows × {plan.run.data.seq_len} tokens"
-        f", micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks; "
-        f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
-    )
+    rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
+    split = f"micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks"
+    where = f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
+    run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {split}; {where}")
     if found is not None:
         run_log.note(f"going on from {found.path}")
     return run_log
@@ -314,7 +315,7 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
 def main(argv: Sequence[str] | None = None) -> int:
     """The rank's entry; returns its exit status. With other ranks, a failure ends the process at once."""
     stop = StopSignal().listen()  # before torch is imported: a request is never lost
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     world = None
     try:
         world = world_from_environment(os.environ)

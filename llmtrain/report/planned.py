@@ -222,7 +222,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
             chunked_loss=run.kernels != "reference",
         )
     name = "CPU" if kind == "cpu" else device.upper()
-    return Planned(plan, name, shape, memory, size, batches and batches.tokens_per_epoch, tuple(unknown))
+    epoch = batches.tokens_per_epoch if batches else None
+    return Planned(plan, name, shape, memory, size, epoch, tuple(unknown))
 
 
 def _device(name: str) -> tuple[str, int | None]:

@@ -11,7 +11,7 @@ from llmtrain.plan.compute import mfu
 from llmtrain.report.metrics import MetricsFile
 from llmtrain.report.progress import Progress, Silent, open_progress
 from llmtrain.report.scores import Scores, scores
-from llmtrain.report.tensorboard import Events, require_tensorboard
+from llmtrain.report.tensorboard import Events
 
 if TYPE_CHECKING:
     from llmtrain.engine.seam import EvalResult, StepResult
@@ -47,8 +47,6 @@ class RunLog:
         self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
         self.last_saved: Path | None = None
         steps, every = plan.schedule.steps, plan.run.log.every
-        if plan.run.log.tensorboard:
-            require_tensorboard(plan.origins.get("log.tensorboard", "the run"))
         self.metrics = MetricsFile(folder.metrics, start) if writes else None
         self.events = Events(folder.events, start) if writes and plan.run.log.tensorboard else None
         self.progress: Progress = open_progress(steps, start, every) if writes else Silent()

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import ConfigError, Problem
+from llmtrain.plan.plan import Plan
 
 
-def require_tensorboard(origin: str) -> None:
-    """Raises ConfigError when the package is not installed; asked before any work is done."""
-    if importlib.util.find_spec("tensorboard") is None:
+def check_installed(plan: Plan) -> None:
+    """Raises ConfigError when the run wants TensorBoard and it is not there; asked before any work is done."""
+    if plan.run.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        origin = plan.origins["log.tensorboard"]
         fix = "the tensorboard package is not installed; run: pip install 'llmtrain[tensorboard]'"
         raise ConfigError(Problem("log.tensorboard", True, origin, fix))
 

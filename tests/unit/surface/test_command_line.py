@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import ROOT, write_run
+
+from llmtrain.cli import main
+from llmtrain.errors import ConfigError
+
+VERBS = ("data", "train", "eval", "export", "generate", "plan", "doctor", "demo")
+HEAVY = ("torch", "transformers", "deepspeed", "datasets")
+
+
+def light(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command line in a fresh process that fails when anything heavy is imported."""
+    code = (
+        "import sys\n"
+        "from llmtrain.cli import main\n"
+        "try:\n    status = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    status = end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else status)\n"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "build", "--help"]])
+def test_help_is_light(words: list[str]) -> None:
+    done = light(*words)
+    assert done.returncode == 0, done.stderr
+    assert "usage: llmtrain" in done.stdout
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"\n    {verb} " in shown] == list(VERBS)
+
+
+def test_config_errors_are_light_and_one_line_each(tmp_path: Path) -> None:
+    path = write_run(tmp_path, tmp_path / "nowhere", batch={"rowz": 4}, precision="bf61")
+    done = light("train", str(path), "optimizer.lr=fast", "--ranks", "2")
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("error: ") for line in lines)
+    assert "did you mean 'rows'?" in done.stderr
+    assert "optimizer.lr = 'fast' (command line)" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_dataset_is_light_and_leaves_nothing(tmp_path: Path) -> None:
+    done = light("train", str(write_run(tmp_path, tmp_path / "nowhere")), "--ranks", "2")
+    assert done.returncode == 2, done.stderr
+    assert "nowhere" in done.stderr
+    assert "llmtrain data build" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_ranks_own_door_answers_bad_input_without_torch(tmp_path: Path) -> None:
+    path = write_run(tmp_path, tmp_path / "nowhere", precision="bf61")
+    code = "import sys, llmtrain.train as t\nstatus = t.main(sys.argv[1:])\nsys.exit('torch' in sys.modules or status)"
+    command = [sys.executable, "-c", code, "--local_rank=0", str(path)]  # as the deepspeed launcher writes it
+    command += ["--resume", "must", "seed=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: precision = 'bf61'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_is_light_and_overrides_may_stand_anywhere(tmp_path: Path, own_dataset: Path) -> None:
+    path = write_run(tmp_path, own_dataset)
+    done = light("plan", "seed=5", str(path), "--ranks", "2", "schedule.steps=77")
+    assert done.returncode == 2  # the first word is the file
+    done = light("plan", str(path), "--ranks", "2", "schedule.steps=77")
+    assert done.returncode == 0, done.stderr
+    assert "77 steps" in done.stdout
+
+
+def test_data_show_and_verify(own_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "verify", str(own_dataset)]) == 0
+    assert "is good" in capsys.readouterr().out
+    assert main(["data", "show", str(own_dataset), "--rows", "1", "--seq-len", "16"]) == 0
+    assert "row" in capsys.readouterr().out
+    assert main(["data", "verify", str(own_dataset / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_broken_corpus_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "corpus.yaml").write_text("name: x\nsourcez: []\n")
+    assert main(["data", "build", str(tmp_path / "corpus.yaml")]) == 2
+    assert "sourcez" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "run.yaml", "--rank", "2", "--color"], ["doctor", "a=b"], ["tarin"]]
+)
+def test_what_nobody_knows_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_numbers_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_run(tmp_path, tmp_path))
+    assert main(["train", path, "--ranks", "0"]) == 2
+    assert capsys.readouterr().err == "error: --ranks = 0 (command line): must be 1 or more\n"
+    assert main(["plan", path, "--ranks", "-1"]) == 2
+
+
+def test_ranks_are_not_started_inside_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", str(write_run(tmp_path, tmp_path)), "--ranks", "2"]) == 2
+    assert "2 ranks that torchrun has started" in capsys.readouterr().err
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        main(["plan", str(tmp_path / "no.yaml"), "--debug"])
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llmtrain", "--version"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.stdout.startswith("llmtrain ")

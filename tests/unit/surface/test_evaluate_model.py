@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from small_runs import SHAPE
+
+from llmtrain.config.schema import DataSource
+from llmtrain.data.batches import held_out
+from llmtrain.data.dataset import open_dataset
+from llmtrain.data.rows import IGNORED
+from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError
+from llmtrain.evaluate import evaluate_folder, find_subject, unigram_loss_sum
+from llmtrain.generate import Sampling, generate
+
+
+@pytest.fixture(scope="module")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory, own_dataset: Path) -> Path:
+    """A small random Llama with the dataset's tokenizer, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("hf")
+    values = {**SHAPE, "vocab_size": open_dataset(own_dataset, "valid").vocab_size, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{k: v for k, v in values.items() if k != "model_type"})
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(own_dataset / "tokenizer").save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_folder_scores_what_transformers_says(hf_folder: Path, own_dataset: Path) -> None:
+    found = evaluate_folder(str(hf_folder), str(own_dataset), rows=6, seq_len=32)
+    rows = held_out([DataSource(path=str(own_dataset), split="valid")], 32, 6, True).read(0, 6)
+    assert (rows.positions[:, 0] == 0).all()
+    model = transformers.AutoModelForCausalLM.from_pretrained(hf_folder)
+    total, count = 0.0, 0
+    for tokens, labels, positions in zip(rows.tokens, rows.labels, rows.positions, strict=True):
+        bounds = [*np.flatnonzero(positions == 0).tolist(), len(tokens)]
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):  # each document by itself
+            with torch.no_grad():
+                logits = model(torch.tensor(tokens[None, start:stop])).logits[0]
+            wanted = torch.tensor(labels[start:stop])
+            loss = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+            total += float(loss)
+            count += int((wanted != IGNORED).sum())
+    assert found.scores.eval_tokens == count
+    assert found.scores.eval_loss == pytest.approx(total / count, rel=1e-5)
+    assert json.loads(found.as_json())["rows"] == 6
+    assert "6 rows × 32 tokens" in found.as_text()
+
+
+def test_all_rows_are_taken_unless_said_otherwise(hf_folder: Path, own_dataset: Path) -> None:
+    found = evaluate_folder(str(hf_folder), str(own_dataset))
+    dataset = open_dataset(own_dataset, "valid")
+    assert found.seq_len == 256
+    assert found.rows == (dataset.tokens - 1) // 256
+
+
+def test_the_unigram_model_is_add_one_counts(own_dataset: Path) -> None:
+    train = open_dataset(own_dataset, "train")
+    rows = held_out([DataSource(path=str(own_dataset), split="valid")], 32, 4, True)
+    stream = np.concatenate([shard.tokens for shard in train.shards]).tolist()
+    labels = rows.read(0, 4).labels.reshape(-1)
+    expected = -sum(
+        math.log((stream.count(label) + 1) / (len(stream) + train.vocab_size))
+        for label in labels[labels != IGNORED].tolist()
+    )
+    assert unigram_loss_sum(train, rows) == pytest.approx(expected)
+
+
+def test_a_dataset_of_more_tokens_than_the_model_is_refused(
+    hf_folder: Path, own_dataset: Path, tmp_path: Path
+) -> None:
+    config = json.loads((hf_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="token ids up to 399, .* knows 300"):
+        evaluate_folder(str(tmp_path), str(own_dataset))
+
+
+def test_what_is_no_model_is_named(tmp_path: Path, own_dataset: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist: give a run folder"):
+        find_subject(str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="neither a run folder nor a checkpoint"):
+        find_subject(str(own_dataset))
+    with pytest.raises(InputError, match="no/such-model is no model that transformers can read"):
+        evaluate_folder("no/such-model", str(own_dataset))
+
+
+def test_greedy_text_is_what_transformers_generates(hf_folder: Path) -> None:
+    pieces = list(generate(str(hf_folder), "def f", Sampling(max_new_tokens=12, temperature=0.0)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(hf_folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(hf_folder)
+    given = tokenizer("def f", return_tensors="pt")
+    out = model.generate(
+        given.input_ids, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id
+    )
+    assert pieces[0] == "def f"
+    assert "".join(pieces) == "def f" + tokenizer.decode(
+        out[0, given.input_ids.shape[1] :], skip_special_tokens=True
+    )
+
+
+def test_a_seed_decides_what_is_drawn(hf_folder: Path) -> None:
+    def text(seed: int) -> str:
+        return "".join(generate(str(hf_folder), "", Sampling(max_new_tokens=20, temperature=2.0, seed=seed)))
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_wrong_sampling_is_refused(hf_folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sampling(temperature=-1, top_p=0)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(
+        ConfigError, match=r"--max-new-tokens = 5000 .*reads at most 256 tokens .* use 25\d or less"
+    ):
+        list(generate(str(hf_folder), "def", Sampling(max_new_tokens=5000)))

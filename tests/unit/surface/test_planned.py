@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import ROOT, SHAPE, write_run
+
+from llmtrain.errors import ConfigError
+from llmtrain.plan.compute import PEAK_TFLOPS
+from llmtrain.report.planned import DEVICE_GB, planned
+
+
+def test_every_device_with_a_peak_has_its_memory() -> None:
+    assert set(DEVICE_GB) == {name for name, _ in PEAK_TFLOPS}
+
+
+def test_the_page_adds_up(tmp_path: Path, own_dataset: Path) -> None:
+    report = planned(str(write_run(tmp_path, own_dataset)), ["batch.rows=8"], 2, "cpu")
+    text = report.as_text()
+    assert "8 rows × 32 tokens = 256 tokens" in text
+    assert "6 steps = 1,536 tokens" in text
+    assert "epochs" in text
+    assert report.memory is not None
+    assert f"{report.shape.parameters:,} parameters" in text  # type: ignore[union-attr]
+    lines = dict(line.split("  ", 1) for line in text.splitlines() if " = " in line and "  " in line)
+    assert lines["batch.rows = 8"].strip() == "command line"
+    assert lines["precision = fp32"].strip().startswith(str(tmp_path / "run.yaml"))
+    assert lines["ds.train_batch_size = 8"].strip() == "run: batch.rows"
+
+
+def test_json_has_the_same(tmp_path: Path, own_dataset: Path) -> None:
+    content = json.loads(planned(str(write_run(tmp_path, own_dataset)), [], 2, "h200").as_json())
+    assert content["batch"] == {"rows": 4, "micro": 2, "accumulation": 1, "dp": 2}
+    assert content["tokens"] == 6 * 4 * 32
+    assert content["fits"] is True
+    assert content["flops_per_token"]["6N+12Lds"] > content["flops_per_token"]["6N+6Lds"]
+    assert content["origins"]["optimizer.lr"] == "default"
+    assert content["run"]["schedule"]["steps"] == 6
+
+
+def test_a_model_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    report = planned(str(ROOT / "recipes" / "8b.yaml"), [], 1, "a10")
+    assert report.fits is False
+    assert "DOES NOT FIT" in report.as_text()
+
+
+def test_a_plan_before_the_dataset_says_what_it_assumes(tmp_path: Path) -> None:
+    report = planned(str(write_run(tmp_path, tmp_path / "nowhere")), [], 1, "h200")
+    assert report.memory is not None
+    assert "taken as 50,304 tokens until the dataset is built" in report.as_text()
+    assert report.epoch_tokens is None
+
+
+def test_a_models_own_config_is_read_from_its_folder(tmp_path: Path, own_dataset: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": 4000}))
+    report = planned(str(write_run(tmp_path, own_dataset, model={"source": str(folder)})), [], 1, "cpu")
+    assert report.shape is not None
+    assert report.shape.vocab == 4000
+
+
+def test_an_unknown_device_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    path = str(write_run(tmp_path, tmp_path))
+    with pytest.raises(ConfigError, match="--device = 'h2000' .*did you mean 'h200'?"):
+        planned(path, [], 1, "h2000")
+    assert planned(path, [], 1, "NVIDIA H100 80GB HBM3").device_bytes == 80 * 10**9

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from llmtrain.report.progress import LiveProgress, Pace, PlainProgress, duration, open_progress
+
+
+def record(step: int, **changes: Any) -> dict[str, Any]:
+    values = {"step": step, "tokens": step * 100, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "step_s": 2.0}
+    more = {"tokens_per_s": 50.0, "mfu": None, "memory_bytes": 2**30, "skipped": False}
+    return values | more | changes
+
+
+def test_plain_lines_come_when_due_and_at_both_ends() -> None:
+    out = io.StringIO()
+    shown = PlainProgress(steps=12, start=0, every=5, stream=out)
+    for step in range(1, 13):
+        shown.step(record(step))
+    lines = out.getvalue().splitlines()
+    assert [line.split(" · ")[0] for line in lines] == ["step 1/12", "step 5/12", "step 10/12", "step 12/12"]
+    for part in (
+        "loss 2.5000",
+        "lr 1.00e-03",
+        "grad norm 0.500",
+        "tokens/s 50",
+        "memory 1.00 GiB",
+        "left 0:04",
+    ):
+        assert part in lines[2]
+
+
+def test_a_skipped_step_is_always_shown() -> None:
+    out = io.StringIO()
+    PlainProgress(steps=12, start=0, every=5, stream=out).step(
+        record(3, skipped=True, grad_norm=float("inf"))
+    )
+    assert "skipped not finite, weights untouched" in out.getvalue()
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    assert isinstance(open_progress(10, 0, 1, io.StringIO()), PlainProgress)
+
+
+def test_a_terminal_gets_a_live_display_that_shows_the_same() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    shown = open_progress(10, 0, 1, out)
+    assert isinstance(shown, LiveProgress)
+    shown.step(record(1))
+    shown.step(record(2))
+    shown.note("a note [with brackets]")
+    shown.close()
+    for part in ("step 2/10", "2.5000", "tokens/s", "left", "a note [with brackets]"):
+        assert part in out.getvalue()
+
+
+def test_time_left_ignores_the_first_step_which_warms_up() -> None:
+    pace = Pace(steps=10, start=4)
+    pace.add(record(5, step_s=60.0))
+    assert pace.left(5) == "-:--"
+    pace.add(record(6))
+    assert pace.left(6) == "0:08"
+    assert pace.tokens_per_s == 50.0
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_runs import write_run
+
+from llmtrain.config.load import load_run
+from llmtrain.errors import InputError
+from llmtrain.plan.plan import make_plan
+from llmtrain.report.run_folder import RunFolder, resolved_yaml
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[logging.Logger]:
+    log = logging.getLogger("llmtrain")
+    before = list(log.handlers), log.propagate, log.level
+    yield log
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.propagate, log.level = before
+
+
+def test_the_resolved_run_loads_to_the_same_run_and_tells_origins(tmp_path: Path) -> None:
+    path = write_run(tmp_path, tmp_path / "data", seed=7)
+    plan = make_plan(load_run(path, ["optimizer.lr=1e-5", "model.config.hidden_act=silu"]), 2, "cpu")
+    folder = RunFolder(tmp_path / "out")
+    folder.write(plan)
+    assert load_run(folder.config).config == plan.run
+    text = folder.config.read_text()
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert lines["lr"].endswith("# command line")
+    assert lines["seed"].endswith(f"# {path}:{1 + path.read_text().splitlines().index('seed: 7')}")
+    assert lines["clip"].endswith("# default")
+    assert "# auto" in lines["micro"]
+    assert json.loads(folder.ds_config.read_text()) == plan.deepspeed
+
+
+def test_odd_values_survive_the_resolved_yaml(tmp_path: Path) -> None:
+    changes = {
+        "model": {
+            "config": {
+                "model_type": "llama",
+                "rope_scaling": {"type": "yes", "factors": [1.5, 2]},
+                "x": "a: b # c",
+            }
+        }
+    }
+    run = load_run(write_run(tmp_path, tmp_path / "my data: 1", **changes)).config
+    again = tmp_path / "again.yaml"
+    again.write_text(resolved_yaml(run, {}))
+    assert load_run(again).config == run
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    plan = make_plan(load_run(write_run(tmp_path, tmp_path)), 1, "cpu")
+    with pytest.raises(InputError, match=r"output_dir = .*file/run: can't be written \(Not a directory\)"):
+        RunFolder(tmp_path / "file" / "run").write(plan)
+
+
+def test_each_rank_has_a_log_and_libraries_talk_into_it(
+    tmp_path: Path, quiet_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log_to_file(3)
+    quiet_log.info("opened")
+    with folder.talk_to_log(3):
+        print("chatter")
+    assert "chatter" not in capsys.readouterr().out
+    text = (tmp_path / "logs" / "rank-3.log").read_text()
+    assert "INFO opened" in text
+    assert "chatter" in text
