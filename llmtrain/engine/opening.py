@@ -42,10 +42,14 @@ def open_engine(
     index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis
     if topology.zero_stage == 3:
         partitioner = Zero3Partitioner(dict(plan.deepspeed), comm.rank)
-        stage = build_partitioned(hf_config, dtype, device, run.seed, weights, kernels, zero3=partitioner)
+        stage = build_partitioned(
+            hf_config, dtype, device, run.seed, weights, kernels, zero3=partitioner, recompute=run.recompute
+        )
     else:
-        stage = build_stage(hf_config, cuts[index], dtype, device, run.seed, weights, kernels)
-    optimizer = adamw(stage.parameters(), run.optimizer)
+        stage = build_stage(
+            hf_config, cuts[index], dtype, device, run.seed, weights, kernels, recompute=run.recompute
+        )
+    optimizer = adamw(stage.parameters(), run.optimizer, fused=kernels.optimizer == "fused")
     _assert_equal_groups(comm, optimizer)
     if topology.pipeline == 1:
         engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=dict(plan.deepspeed))

@@ -9,7 +9,9 @@ import torch
 from llmtrain.config.schema import OptimizerSection
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], section: OptimizerSection, fused: bool = True
+) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only (norms, biases and scalars are not pulled to zero).
 
     The learning rate starts at 0 and is written before each step: some of DeepSpeed's wrappers take a step
@@ -31,5 +33,6 @@ def adamw(parameters: Iterable[torch.nn.Parameter], section: OptimizerSection) -
         lr=0.0,
         betas=section.betas,
         eps=section.eps,
-        fused=True,
+        fused=fused,
+        foreach=False if not fused else None,
     )

@@ -70,6 +70,12 @@ def _device_problems(loaded: LoadedRun, template: Template, device: str) -> list
 def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Problem]:
     problems: list[Problem] = []
     stage = zero_stage(template)
+    if stage == 0 and loaded.config.precision == "fp16":
+        fix = (
+            f"at ZeRO-0 ({template.origin(_ZERO + 'stage')}) DeepSpeed does not scale the loss of an fp16 run; "
+            "use deepspeed: zero1, which on one rank is the same"
+        )
+        problems.append(Problem("precision", "fp16", loaded.origin("precision"), fix))
     for name, stages in _OFFLOAD_NEEDS.items():
         key = _ZERO + name
         said = template.said(f"{key}.device") if name.startswith("offload") else template.said(key)

@@ -1,4 +1,4 @@
-"""What the ranks of the parity tests run: llmtrain's engine, and one plain PyTorch process to compare with."""
+"""What the ranks of the parity tests run: llmtrain, and one plain PyTorch process beside it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run_file(folder: str, model: str, steps: int, **sections: Any) -> Path:
         "seed": 7,
         "model": {"config": {**MODELS[model], "vocab_size": VOCAB}},
         "data": {"train": [{"path": "unused"}], "seq_len": SEQ_LEN},
-        "batch": {"rows": ROWS, "micro": 1},
+        "batch": {"rows": ROWS, "micro": 2},
         "schedule": {"steps": steps, "warmup": 2},
         "optimizer": {"lr": 3e-3, "clip": 0.5},
         "precision": "fp32",

@@ -52,8 +52,9 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
 # fp32: relative to the plain run, over all steps. bf16: weights are rounded to 8 bits after each update, so
 # sums taken in another order part by a rounding now and then; 20 steps on this model stay inside this band.
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
-# Gradient norms enter only through clipping. In bf16 each gradient carries the rounding of a whole backward.
-NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
+# Gradient norms enter only through clipping. In bf16 each gradient carries the rounding of a whole backward,
+# at weights that have parted by then: the first steps tell.
+NORM_TOLERANCE = {"fp32": (STEPS, 1e-4), "bf16": (5, 5e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -91,5 +92,6 @@ def test_trains_as_one_plain_process(
     for result in results:
         assert result["losses"] == pytest.approx(expected["losses"], rel=band)
         assert result["eval"] == pytest.approx(expected["eval"], rel=band)
-        assert result["norms"] == pytest.approx(expected["norms"], rel=NORM_TOLERANCE[precision])
+        compared, norm_band = NORM_TOLERANCE[precision]
+        assert result["norms"][:compared] == pytest.approx(expected["norms"][:compared], rel=norm_band)
     assert expected["losses"][-1] < expected["losses"][0], "nothing was learned, so nothing was compared"

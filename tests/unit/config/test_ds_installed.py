@@ -148,7 +148,8 @@ optimizer: {clip: 0.7}
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [*itertools.product(known_templates(), ("bf16", "fp16", "fp32"))]
+    ("name", "precision"),
+    sorted({*itertools.product(known_templates(), ("bf16", "fp16", "fp32"))} - {("zero0", "fp16")}),  # refused
 )
 def test_deepspeed_reads_back_what_the_plan_says(tmp_path: Path, name: str, precision: str) -> None:
     path = tmp_path / "run.yaml"
