@@ -190,9 +190,10 @@ class Batches:
 
 
 def held_out(sources: Sequence[DataSource], seq_len: int, rows: int, mask_documents: bool) -> PackedRows:
-    """The first rows of each evaluation source, in order and always the same ones.
+    """Rows spread evenly over each evaluation source, in order and always the same ones.
 
-    `rows` in all (fewer when there are fewer), shared by the sources' weights.
+    `rows` in all (fewer when there are fewer), shared by the sources' weights. The first ones would be a few
+    files that happen to come first; evenly spread ones stand for the whole split.
     Raises DataError as `Batches` does.
     """
     datasets = _open_all(sources, seq_len)
@@ -202,7 +203,7 @@ def held_out(sources: Sequence[DataSource], seq_len: int, rows: int, mask_docume
     for number in range(len(datasets)):  # what one source lacks, the others give
         take[number] += min(available[number] - take[number], rows - take.sum())
     source = np.repeat(np.arange(len(datasets)), take)
-    row = np.concatenate([np.arange(count) for count in take])
+    row = np.concatenate([np.arange(t) * there // max(t, 1) for t, there in zip(take, available, strict=True)])
     return PackedRows(datasets, source, row, seq_len, mask_documents)
 
 
