@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,30 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 GPUS = "needs GPUs"
 # Each command of the README: the test that runs it (file::function), or that it needs GPUs.
+IN_ORDER = "tests/e2e/test_readme_commands.py::test_the_commands_in_order"
+ON_TWO_CPU_RANKS = "tests/e2e/test_launchers.py::test_every_launcher_starts_the_same_run"
+TO_STAND_INS = "tests/arch/test_launch_scripts.py::test_launcher_is_called_so"
 COMMANDS = {
     "make demo": "tests/e2e/test_demo.py::test_demo",
     "make test": "this very run",
+    "llmtrain data build recipes/stdlib.yaml": IN_ORDER,
+    "llmtrain data show data/stdlib": IN_ORDER,
+    "llmtrain plan recipes/demo.yaml": IN_ORDER,
+    "llmtrain train recipes/demo.yaml --ranks 2": IN_ORDER,
+    "llmtrain eval runs/demo --data data/stdlib": IN_ORDER,
+    "llmtrain export runs/demo export/demo": IN_ORDER,
+    'llmtrain generate export/demo "def read("': IN_ORDER,
+    "llmtrain doctor": IN_ORDER,
+    "llmtrain train recipes/1b.yaml --ranks 8": GPUS,
+    "deepspeed --num_gpus 8 --module llmtrain.train recipes/1b.yaml": ON_TWO_CPU_RANKS,
+    "torchrun --nproc-per-node 8 -m llmtrain.train recipes/1b.yaml": ON_TWO_CPU_RANKS,
+    "accelerate launch --config_file launch/accelerate/zero3.yaml -m llmtrain.train recipes/1b.yaml": (
+        ON_TWO_CPU_RANKS
+    ),
+    "HOSTFILE=launch/hostfile launch/deepspeed.sh recipes/8b.yaml": TO_STAND_INS,
+    "NODES=4 HEAD=node-0:29500 launch/torchrun.sh recipes/8b.yaml": TO_STAND_INS,
+    "sbatch --nodes 4 launch/slurm.sbatch recipes/8b.yaml": TO_STAND_INS,
+    "kubectl apply -f launch/k8s.yaml": GPUS,
 }
 
 
@@ -101,6 +123,16 @@ def test_examples_load_as_they_stand(tmp_path: Path) -> None:
     assert trained.data.train[0].path == loaded.config.output
     every_field = {"output_dir", "log"} | set(yaml.safe_load(run))
     assert set(type(trained).model_fields) == every_field, "the screen of configuration is not complete"
+
+
+def test_bad_input_is_answered_as_shown() -> None:
+    (block,) = (block for block in fenced("text") if block.startswith("$ "))
+    for example in filter(None, block.split("$ ")):
+        command, *answer = example.splitlines()
+        words = [sys.executable, "-m", *command.split()]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == answer
 
 
 def test_changelog_has_this_version() -> None:

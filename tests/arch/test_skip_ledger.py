@@ -34,7 +34,8 @@ def test_only_listed_skips_pass(tmp_path: Path, body: str, status: int) -> None:
     (tmp_path / "test_one.py").write_text(f"import pytest\n\n{body}\n\n\ndef test_b():\n    pass\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS)}, timeout=60,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     assert ("not in tests/skips.txt" in done.stdout) == (status == 1)
