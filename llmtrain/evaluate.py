@@ -87,6 +87,8 @@ def find_subject(what: str) -> Subject:
     weights = any(path.glob("*.safetensors")) and not any(path.glob("rank-*.safetensors"))
     if weights and (path / "config.json").is_file():
         return Subject(what, None, None)
+    if not any((path / name).exists() for name in ("checkpoints", "COMMIT")) and not any(path.glob("rank-*")):
+        raise CheckpointError(f"{what} is neither a run folder, nor a checkpoint, nor a Hugging Face folder")
     checkpoint = open_checkpoint(path)
     return Subject(str(checkpoint.path), checkpoint, load_run(checkpoint.path / "run.yaml").config)
 

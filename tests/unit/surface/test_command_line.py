@@ -64,7 +64,8 @@ def test_a_missing_dataset_is_light_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_ranks_own_door_answers_bad_input_without_torch(tmp_path: Path) -> None:
     path = write_run(tmp_path, tmp_path / "nowhere", precision="bf61")
-    code = "import sys, llmtrain.train as t\nstatus = t.main(sys.argv[1:])\nsys.exit('torch' in sys.modules or status)"
+    code = "import sys, llmtrain.train as t\nstatus = t.main(sys.argv[1:])"
+    code += "\nsys.exit(9 if 'torch' in sys.modules else status)"
     command = [sys.executable, "-c", code, "--local_rank=0", str(path)]  # as the deepspeed launcher writes it
     command += ["--resume", "must", "seed=3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

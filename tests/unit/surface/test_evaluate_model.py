@@ -84,7 +84,7 @@ def test_a_dataset_of_more_tokens_than_the_model_is_refused(
 def test_what_is_no_model_is_named(tmp_path: Path, own_dataset: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist: give a run folder"):
         find_subject(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="neither a run folder nor a checkpoint"):
+    with pytest.raises(CheckpointError, match="neither a run folder, nor a checkpoint, nor a Hugging Face"):
         find_subject(str(own_dataset))
     with pytest.raises(InputError, match="no/such-model is no model that transformers can read"):
         evaluate_folder("no/such-model", str(own_dataset))
