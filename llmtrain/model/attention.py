@@ -183,9 +183,14 @@ def has_flash() -> bool:
 
 
 def has_torch_varlen() -> bool:
-    """This torch has variable-length attention with a sliding window."""
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False
+    """This torch has variable-length attention."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+def has_window(attention: str) -> bool:
+    """This variable-length attention knows sliding windows; the first ones of torch do not."""
+    if attention != "varlen":
+        return True
     from torch.nn.attention.varlen import varlen_attn
 
     return "window_size" in inspect.signature(varlen_attn).parameters

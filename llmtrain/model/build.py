@@ -58,7 +58,7 @@ def build_stage(
     """
     kernels = prove(config, cut.count, kernels or Kernels())
     stage = assemble(config, cut, dtype, device, seed, kernels, weights)
-    return _finish(stage, recompute)
+    return _finish(stage, config, recompute)
 
 
 def build_partitioned(
@@ -91,7 +91,7 @@ def build_partitioned(
         raise_unset(hf, unset)
     layers = find_layers(hf)
     count = len(hf.get_submodule(layers)) if layers else 0
-    return _finish(StageModel(hf, Cut(0, 1, 0, count), kernels), recompute)
+    return _finish(StageModel(hf, Cut(0, 1, 0, count), kernels), config, recompute)
 
 
 def prove(config: Any, stages: int, kernels: Kernels) -> Kernels:
@@ -111,10 +111,11 @@ def _loss_of_the_model(config: Any, stages: int, kernels: Kernels) -> Kernels:
     """Whole logits by the model's own forward pass: its head is not understood."""
     family = f"model_type {config.model_type}"
     if stages > 1:
-        why = "its logits are not a plain function of its last hidden states; use parallel.pipeline: 1"
+        why = "its logits are not known as a function of its last hidden states; use parallel.pipeline: 1"
         raise ConfigError(Problem("parallel.pipeline", stages, family, why))
     if kernels.strict or kernels.loss == "chunked":
-        why = "its head is not a linear map, so its loss can't be fused; use kernels: auto"
+        why = "its logits are not known as a function of its last hidden states, so its loss can't be fused; "
+        why += "use kernels: auto"
         raise ConfigError(Problem("kernels", "fused", family, why))
     return replace(kernels, loss="model")
 
@@ -128,10 +129,10 @@ def _exact_buffers(hf: nn.Module, shape: nn.Module, device: torch.device) -> Non
                 module._buffers[key] = torch.empty_like(buffer, device=device)
 
 
-def _finish(stage: StageModel, recompute: str) -> StageModel:
+def _finish(stage: StageModel, config: Any, recompute: str) -> StageModel:
     kernels, hf = stage.kernels, stage.hf
     if stage.cut.is_last and kernels.loss != "model":
-        formula = probes.head_formula(hf.config)
+        formula = probes.head_formula(config)
         assert formula is not None, "a head that is not understood was not noticed in prove"
         make_loss_head(hf.get_output_embeddings(), formula, kernels.loss)
     apply_recompute(hf, recompute)

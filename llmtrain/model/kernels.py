@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
-from llmtrain.model.attention import has_flash, has_torch_varlen, is_varlen
+from llmtrain.model.attention import has_flash, has_torch_varlen, has_window, is_varlen
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,24 @@ def fit(kernels: Kernels, hf: Any) -> Kernels:
     if kernels.attention != "eager" and not hf._supports_sdpa:
         fitted = replace(fitted, attention="eager")
         missing.append(f"{family} computes attention only by its own eager code")
-    elif is_varlen(kernels.attention) and not (hf._supports_flash_attn and kernels.documents):
+    elif is_varlen(kernels.attention) and not kernels.documents:
         fitted = replace(fitted, attention="cudnn")
-        if kernels.documents:
-            missing.append(f"{family} has no variable-length attention")
+    elif is_varlen(kernels.attention) and not _has_varlen(kernels.attention, hf):
+        fitted = replace(fitted, attention="cudnn")
+        missing.append(f"{family} can't have its attention by variable lengths with this torch")
     if "liger" in (kernels.norm, kernels.rope, kernels.mlp) and not has_liger_for(family):
         fitted = replace(fitted, norm="torch", rope="torch", mlp="torch")
         missing.append(f"liger-kernel has no kernels for {family}")
     if kernels.strict and missing:
         raise ConfigError([Problem("kernels", "fused", f"model_type {family}", why) for why in missing])
     return fitted
+
+
+def _has_varlen(attention: str, hf: Any) -> bool:
+    text = hf.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    slides = bool(getattr(text, "sliding_window", None)) or any("sliding" in kind for kind in kinds)
+    return hf._supports_flash_attn and (has_window(attention) or not slides)
 
 
 def has_liger_for(family: str) -> bool:

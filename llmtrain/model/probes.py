@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import logging
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from llmtrain.model.loss import HeadFormula
 from llmtrain.model.stages import Cut, PassThrough, StageModel, cut_model
 from llmtrain.model.structure import CUTTABLE, find_layers, read_structure, skeleton
 
+LOG = logging.getLogger(__name__)
 SMALL = 20_000_000  # parameters: a model that a probe may build as it is
 
 WIDTHS = {
@@ -111,7 +113,8 @@ def _narrow(key: str) -> str | None:
             candidate = _narrower(_fewer_layers(_config(key)), changed)
             if _size(skeleton(candidate, torch.float32)) <= SMALL and _runs(candidate):
                 return _key(candidate)
-        except Exception:  # noqa: BLE001, S112 - whatever a family says of such a configuration
+        except Exception:  # whatever a family says of such a configuration
+            LOG.debug("a proof could not be run", exc_info=True)
             continue
     return None
 
@@ -191,7 +194,8 @@ def _head_formula(key: str) -> HeadFormula | None:
             head.weight.normal_(std=width**-0.5)
             head.register_forward_hook(lambda module, given, out: raw.append(out * 1.0))
             logits = hf.eval()(input_ids=torch.arange(rows)[None], use_cache=False).logits
-    except Exception:  # noqa: BLE001 - a family whose forward pass needs more is handled whole
+    except Exception:  # a family whose forward pass needs more is handled whole
+        LOG.debug("a proof could not be run", exc_info=True)
         return None
     return _fit_formula(config, raw[-1].float(), logits.float()) if raw else None
 
@@ -236,7 +240,8 @@ def _keeps_embeddings(config: Any) -> bool:
                 .base_model(inputs_embeds=given, position_ids=torch.arange(8)[None], use_cache=False)
                 .last_hidden_state
             )
-    except Exception:  # noqa: BLE001 - it needs what a later stage does not have
+    except Exception:  # it needs what a later stage does not have
+        LOG.debug("a proof could not be run", exc_info=True)
         return False
     return torch.equal(out, given)
 
@@ -253,7 +258,8 @@ def _stages_equal_whole(config: Any) -> bool:
         with torch.no_grad():
             expected = whole.hidden(positions, input_ids=tokens)
             found = last.hidden(positions, inputs_embeds=first.hidden(positions, input_ids=tokens))
-    except Exception:  # noqa: BLE001 - a stage lacks what a layer of it needs
+    except Exception:  # a stage lacks what a layer of it needs
+        LOG.debug("a proof could not be run", exc_info=True)
         return False
     return torch.equal(found, expected)
 
@@ -265,7 +271,8 @@ def _proves_document_masking(key: str, attention: str) -> bool:
         return False
     try:
         grads = _gradients_of_second_documents(small, attention)
-    except Exception:  # noqa: BLE001 - it can't take positions or embeddings, so nothing is proven
+    except Exception:  # it can't take positions or embeddings, so nothing is proven
+        LOG.debug("a proof could not be run", exc_info=True)
         return False
     leaks = any(bool(grad[:first].any()) for grad, first in grads)
     return not leaks and all(bool(grad[first].any()) for grad, first in grads)

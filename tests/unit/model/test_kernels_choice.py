@@ -108,6 +108,15 @@ def test_a_family_gets_the_attention_it_can_have(family: str, attention: str) ->
             fit(Kernels(attention="varlen", strict=True), hf)
 
 
+def test_an_attention_without_windows_is_not_given_sliding_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels_module, "has_window", lambda attention: False)
+    plain, sliding = (skeleton(tiny_config(family), torch.float32) for family in ("llama", "gemma3"))
+    assert fit(Kernels(attention="varlen"), plain).attention == "varlen"
+    assert fit(Kernels(attention="varlen"), sliding).attention == "cudnn"
+    with pytest.raises(ConfigError, match="gemma3_text can't have its attention by variable lengths"):
+        fit(Kernels(attention="varlen", strict=True), sliding)
+
+
 def test_what_was_really_taken_is_on_the_stage() -> None:
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     config = AutoConfig.for_model("gemma2", **small, head_dim=16, intermediate_size=64, vocab_size=97)

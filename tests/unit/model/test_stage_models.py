@@ -156,14 +156,13 @@ def test_a_family_that_scales_its_embeddings_outside_their_module_is_refused() -
     assert build_stage(scaled, Cut(0, 2, 0, 1), torch.float32, "cpu", 0).cut.is_first
 
 
-def test_a_head_that_is_no_linear_map_is_computed_by_the_model_or_refused() -> None:
-    config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=2, n_head=2, vocab_size=50)
-    loose = Kernels(documents=False)
-    stage = whole_model(config, kernels=loose)
-    tokens, positions, labels = (
-        t[:, :8] % 50 if t.min() >= 0 else t[:, :8].clamp(max=49) for t in packed_rows()
-    )
-    assert stage(tokens, positions, labels).isfinite()
-    if stage.kernels.loss == "model":
-        with pytest.raises(ConfigError, match="head is not a linear map"):
-            whole_model(config, kernels=Kernels(documents=False, loss="chunked"))
+def test_a_head_that_is_not_understood_is_computed_by_the_model_or_refused() -> None:
+    config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=2, n_head=2, vocab_size=97)
+    stage = whole_model(config, kernels=Kernels(documents=False))
+    assert stage.kernels.loss == "model"
+    tokens, positions, labels = packed_rows()
+    logits = stage.hf(input_ids=tokens).logits
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(stage(tokens, positions, labels), expected)
+    with pytest.raises(ConfigError, match="kernels = 'fused' .*bloom.*its loss can't be fused"):
+        whole_model(config, kernels=Kernels(documents=False, loss="chunked"))
