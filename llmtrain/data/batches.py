@@ -203,7 +203,8 @@ def held_out(sources: Sequence[DataSource], seq_len: int, rows: int, mask_docume
     for number in range(len(datasets)):  # what one source lacks, the others give
         take[number] += min(available[number] - take[number], rows - take.sum())
     source = np.repeat(np.arange(len(datasets)), take)
-    row = np.concatenate([np.arange(t) * there // max(t, 1) for t, there in zip(take, available, strict=True)])
+    spread = [np.arange(few) * all_rows // max(few, 1) for few, all_rows in zip(take, available, strict=True)]
+    row = np.concatenate(spread)
     return PackedRows(datasets, source, row, seq_len, mask_documents)
 
 

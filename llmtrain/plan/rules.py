@@ -72,8 +72,8 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
     stage = zero_stage(template)
     if stage == 0 and loaded.config.precision == "fp16":
         fix = (
-            f"at ZeRO-0 ({template.origin(_ZERO + 'stage')}) DeepSpeed does not scale the loss of an fp16 run; "
-            "use deepspeed: zero1, which on one rank is the same"
+            f"at ZeRO-0 ({template.origin(_ZERO + 'stage')}) DeepSpeed does not scale the loss of an fp16 "
+            "run; use deepspeed: zero1, which on one rank is the same"
         )
         problems.append(Problem("precision", "fp16", loaded.origin("precision"), fix))
     for name, stages in _OFFLOAD_NEEDS.items():
