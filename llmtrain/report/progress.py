@@ -146,6 +146,7 @@ class LiveProgress:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         self.pace.add(record)
         head = Table.grid(expand=True, padding=(0, 1))
@@ -155,14 +156,16 @@ class LiveProgress:
         elapsed = duration(time.monotonic() - self.started)
         bar = ProgressBar(total=self.steps, completed=record["step"])
         head.add_row(f"step {record['step']}/{self.steps}", bar, elapsed)
-        shown = _shown(record, self.pace)
-        facts = Table.grid(padding=(0, 3))
-        facts.add_row(*(f"[dim]{name}[/] {value}" for name, value in shown.items()))
+        facts = Text()
+        for name, value in _shown(record, self.pace).items():
+            facts.append(f"{name}\u00a0", style="dim").append(value.replace(" ", "\u00a0")).append("  ")
         self.live.update(Group(head, facts))
 
     def note(self, text: str) -> None:
         """Prints a line above the display."""
-        self.live.console.print(text, markup=False, highlight=False)
+        from rich.text import Text
+
+        self.live.console.print(Text(text))
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
