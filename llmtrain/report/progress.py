@@ -143,6 +143,7 @@ class LiveProgress:
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Redraws."""
+        from rich.columns import Columns
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -156,10 +157,9 @@ class LiveProgress:
         elapsed = duration(time.monotonic() - self.started)
         bar = ProgressBar(total=self.steps, completed=record["step"])
         head.add_row(f"step {record['step']}/{self.steps}", bar, elapsed)
-        facts = Text()
-        for name, value in _shown(record, self.pace).items():
-            facts.append(f"{name}\u00a0", style="dim").append(value.replace(" ", "\u00a0")).append("  ")
-        self.live.update(Group(head, facts))
+        shown = _shown(record, self.pace).items()
+        facts = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in shown]
+        self.live.update(Group(head, Columns(facts, padding=(0, 2))))
 
     def note(self, text: str) -> None:
         """Prints a line above the display."""
