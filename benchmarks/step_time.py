@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 LOSS_BAND = {"fp32": 1e-4, "bf16": 1e-2}
 
 COLUMNS = (
-    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "CPU s/step", "× bare",
+    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "CPU s/step", "CPU × bare",
     "TFLOP/s FULL", "CAUSAL", "MFU FULL", "CAUSAL", "FULL of measured matmul", "peak memory GiB", "warm-up s",
 )  # fmt: skip
 LEGEND = (
@@ -138,10 +138,9 @@ def measure(args: argparse.Namespace, preset: Preset, folder: Path) -> tuple[dic
         matmul.append(run_contestant(replace(base, contestant="matmul"), args).losses[0])
         for name in rounds:
             rounds[name].append(run_contestant(replace(base, contestant=name), args))
-            step_s = rounds[name][-1].step_s
-            print(
-                f"round {number + 1}/{args.rounds} {name}: {step_s:.4f} s/step", file=sys.stderr, flush=True
-            )
+            last = rounds[name][-1]
+            told = f"{last.step_s:.4f} s/step, {last.cpu_s:.4f} s of CPU"
+            print(f"round {number + 1}/{args.rounds} {name}: {told}", file=sys.stderr, flush=True)
     return rounds, statistics.median(matmul)
 
 
