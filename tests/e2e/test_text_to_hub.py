@@ -144,3 +144,34 @@ def test_a_run_that_was_stopped_and_killed_is_the_same_run(place: Place) -> None
         said, _ = process.communicate(timeout=280)
     assert process.returncode == 2
     assert f"error: --resume never: runs/broken already holds step {STEPS}" in said
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """The process id of a rank that `launcher` has started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            environment = (path.parent / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(path.parent.name)
+    raise AssertionError(f"rank {rank} of {launcher} was not found")
+
+
+def test_a_rank_that_dies_ends_the_run_and_is_named(place: Place) -> None:
+    if not (place.folder / "data").exists():
+        place.llmtrain("data", "build", "corpus.yaml")
+    words = ("train", "run.yaml", "name=torn", "schedule.steps=100000", "eval.rows=1", "--ranks", "2")
+    with place.start(*words) as process:
+        assert process.stdout is not None
+        said = ""
+        while "step 2/" not in said:
+            said += process.stdout.readline() or pytest.fail(said)
+        other = rank_process(process.pid, 0)
+        os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+        ending = process.stdout.read()
+        assert process.wait(60) == 1
+    errors = [line for line in ending.splitlines() if line.startswith("error: rank")]
+    assert errors[0].startswith("error: rank 1 of 2 was killed by SIGKILL"), ending
+    assert not Path(f"/proc/{other}").exists()
