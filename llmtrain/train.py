@@ -282,20 +282,18 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
     """Opens the engine, gives it its state, trains."""
     from llmtrain import checkpoint
     from llmtrain.engine import open_engine
-    from llmtrain.model.kernels import choose_kernels
 
     plan, source = job.plan, job.plan.run.model.source
-    kernels = choose_kernels(plan.run.kernels, plan.device, plan.run.precision, plan.run.data.mask_documents)
-    if comm.rank == 0:
-        job.folder.write_environment(versions(), device_name(plan.device), kernels.describe(), job.world)
-    log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in kernels.describe().items()))
     weights = None
     if source and found is None:
         from llmtrain.model.weights import WeightFiles
 
         weights = WeightFiles(source)
     with job.folder.talk_to_log(comm.rank):
-        engine = open_engine(plan, job.config, job.world, weights, comm, kernels)  # type: ignore[arg-type]
+        engine = open_engine(plan, job.config, job.world, weights, comm)  # type: ignore[arg-type]
+    if comm.rank == 0:
+        job.folder.write_environment(versions(), device_name(plan.device), engine.kernels, job.world)
+    log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in engine.kernels.items()))
     if found is not None:
         with found.reader() as reader:
             engine.load(reader, found.scalars)

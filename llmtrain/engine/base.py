@@ -40,6 +40,11 @@ class DeepSpeedEngineBase:
         if unguarded(deepspeed_engine.optimizer):
             self._install_gate()
 
+    @property
+    def kernels(self) -> dict[str, str | bool]:
+        """Which implementation computes what, as this model's family really got it."""
+        return self.stage.kernels.describe()
+
     def _read_back(self) -> None:
         """Compares the engine's own view with what was asked for (a silently ignored key ends here)."""
         engine, asked = self.deepspeed, self.plan.deepspeed

@@ -90,6 +90,10 @@ class Engine(Protocol):
     def comm(self) -> Comm:
         """The line to the other ranks."""
 
+    @property
+    def kernels(self) -> dict[str, str | bool]:
+        """Which implementation computes what, as this model's family really got it."""
+
     def train_step(self, rows: Rows, lr: float) -> StepResult:
         """One optimizer step over all rows; the loss is the mean over all their valid tokens."""
 
