@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = _add(verbs, "generate", _generate, "complete a prompt")
     _add_what(generate)
     generate.add_argument("prompt")
-    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 200, or what fits")
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)

@@ -10,12 +10,17 @@ from typing import Any
 from llmtrain.errors import ConfigError, InputError, Problem
 from llmtrain.evaluate import Subject, fill, find_subject, model_config, precision_of
 
+MOST_NEW_TOKENS = 200  # unless asked for
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; `temperature` 0 takes the likeliest one."""
+    """How the next token is drawn; `temperature` 0 takes the likeliest one.
 
-    max_new_tokens: int = 200
+    Without `max_new_tokens` the text ends by itself, after 200 tokens, or where the model's reach ends.
+    """
+
+    max_new_tokens: int | None = None
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
@@ -45,7 +50,7 @@ def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
         inputs = {"input_ids": torch.tensor([[start]]), "attention_mask": torch.tensor([[1]])}
     model = load_model(subject)
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    _check_length(model, inputs["input_ids"].shape[1], sampling)
+    new_tokens = _new_tokens(model, inputs["input_ids"].shape[1], sampling.max_new_tokens)
     drawn: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if drawn["do_sample"]:
         drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -58,7 +63,7 @@ def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
             model.generate(
                 **inputs,
                 **drawn,
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=new_tokens,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id,
                 streamer=streamer,
@@ -111,9 +116,12 @@ def _tokenizer(subject: Subject) -> Any:
         raise InputError(f"{subject.name} has no tokenizer that transformers can read: {reason}") from error
 
 
-def _check_length(model: Any, prompt_tokens: int, sampling: Sampling) -> None:
+def _new_tokens(model: Any, prompt_tokens: int, wanted: int | None) -> int:
+    """How many tokens to add. Raises ConfigError when prompt and completion are more than the model reads."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most and prompt_tokens + sampling.max_new_tokens > most:
-        fix = f"the model reads at most {most} tokens and the prompt has {prompt_tokens}"
-        fix += f"; use {most - prompt_tokens} or less" if most > prompt_tokens else "; shorten the prompt"
-        raise ConfigError(Problem("--max-new-tokens", sampling.max_new_tokens, "command line", fix))
+    room = MOST_NEW_TOKENS if most is None else most - prompt_tokens
+    if room < (wanted or 1):
+        fix = f"the model reads at most {most} tokens and the prompt has {prompt_tokens}; "
+        fix += f"use {room} or less" if room > 0 else "shorten the prompt"
+        raise ConfigError(Problem("--max-new-tokens", wanted, "command line", fix))
+    return wanted or min(room, MOST_NEW_TOKENS)

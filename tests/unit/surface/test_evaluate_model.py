@@ -120,3 +120,5 @@ def test_wrong_sampling_is_refused(hf_folder: Path) -> None:
         ConfigError, match=r"--max-new-tokens = 5000 .*reads at most 256 tokens .* use 25\d or less"
     ):
         list(generate(str(hf_folder), "def", Sampling(max_new_tokens=5000)))
+    with pytest.raises(ConfigError, match=r"the prompt has \d+; shorten the prompt"):
+        list(generate(str(hf_folder), "x = 1\n" * 100, Sampling()))
