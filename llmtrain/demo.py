@@ -6,6 +6,7 @@ text of the standard library → dataset → training → evaluation → Hugging
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,8 +49,8 @@ def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
         _llmtrain("data", "build", corpus_file, f"output={dataset}")
         _llmtrain("train", run_file, *overrides, "--ranks", str(ranks))
         found = _scores(str(folder), dataset, source.split)
-        if not out.exists():
-            _llmtrain("export", str(folder), str(out))
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier demo, perhaps of another step
+        _llmtrain("export", str(folder), str(out))
         print(f"\n$ a fresh process with transformers alone completes {PROMPT.strip()!r}\n", flush=True)
         _run([sys.executable, "-c", COMPLETE, str(out), PROMPT])
     except subprocess.CalledProcessError as error:  # the command has said why
@@ -102,11 +103,11 @@ def _closing(out: Path, dataset: str, found: dict[str, Any], seconds: float) -> 
     lines.append(f"{'on held-out files of ' + dataset:<32}{'perplexity':>12}{'bits per byte':>16}")
     for name, scores in rows.items():
         lines.append(f"{name:<32}{scores['perplexity']:>12,.1f}{scores['bits_per_byte']:>16.3f}")
-    lines += [
-        "",
-        "Next:",
-        f'  llmtrain generate {out} "import os"            let it write on',
-        "  llmtrain plan recipes/125m.yaml --device h200   what a real run would take",
-        "  llmtrain doctor                                 what this machine can do",
-    ]
+    following = {
+        f'llmtrain generate {out} "import os"': "let it write on",
+        "llmtrain plan recipes/125m.yaml --device h200": "what a real run would take",
+        "llmtrain doctor": "what this machine can do",
+    }
+    width = max(map(len, following))
+    lines += ["", "Next:", *(f"  {command:<{width}}  {what}" for command, what in following.items())]
     return "\n".join(lines)
