@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data_prep.steps.registry import StepSection
 from llmtrain.config.schema import Number, Section
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
@@ -64,25 +65,6 @@ class TokenizerSection(Section):
     def _one_of(self) -> TokenizerSection:
         if (self.train is None) == (self.source is None):
             raise ValueError("give exactly one of tokenizer.train and tokenizer.source")
-        return self
-
-
-class LengthStep(Section):
-    """Keeps documents of `min_chars` to `max_chars` characters."""
-
-    min_chars: int = Field(default=1, ge=1)
-    max_chars: int | None = Field(default=None, ge=1)
-
-
-class StepSection(Section):
-    """One step, named by its key: `- length: {min_chars: 200}`."""
-
-    length: LengthStep | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> StepSection:
-        if self.length is None:
-            raise ValueError("name one step: length")
         return self
 
 

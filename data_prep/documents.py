@@ -20,11 +20,15 @@ Encoding = Literal["text", "json", "value"]
 
 @dataclass(slots=True)
 class Document:
-    """One text. `file` and `number` (1-based, 0 for a whole file) say where it came from."""
+    """One text. `file` and `number` (1-based, 0 for a whole file) say where it came from.
+
+    `meta` holds what the source knows besides (such as `url`) and what steps found (such as `language`).
+    """
 
     text: str
     file: str
     number: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -60,7 +64,10 @@ class RejectedError(Exception):
 
 @dataclass
 class Tally:
-    """Counts so that nothing gets lost: documents_in == documents_out + sum(rejected)."""
+    """Counts so that nothing gets lost: documents_in == documents_out + sum(rejected).
+
+    `found` counts, by name, what steps found or changed in documents that go on (`pii: email`).
+    """
 
     strict: bool = False
     documents_in: int = 0
@@ -68,6 +75,11 @@ class Tally:
     repeats: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
+
+    def find(self, what: str, count: int = 1) -> None:
+        """A step found or changed something, whatever becomes of the document."""
+        self.found[what] = self.found.get(what, 0) + count
 
     def reject(self, reason: str, where: str) -> None:
         """Bad input: counted, or with `strict` the end of the build. Raises DataError when strict."""
@@ -91,6 +103,8 @@ class Tally:
             self.rejected[reason] = self.rejected.get(reason, 0) + count
             kept = self.examples.setdefault(reason, [])
             kept += other.examples[reason][: KEPT_EXAMPLES - len(kept)]
+        for what, count in other.found.items():
+            self.find(what, count)
 
 
 def parse(records: list[Record], encoding: Encoding, key: str, tally: Tally) -> Iterator[Document]:

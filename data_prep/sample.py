@@ -14,7 +14,7 @@ from data_prep.documents import Tally
 from data_prep.files import SourceFile
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.steps import make_steps
+from data_prep.steps.registry import make_steps
 from data_prep.worker import documents_of
 
 PARTS = 8  # one file gives at most this part of the sample, unless there are fewer files

@@ -14,7 +14,8 @@ import numpy as np
 from data_prep.corpus import CorpusConfig
 from data_prep.documents import Document, Encoding, Record, Tally, parse
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.steps import Step, apply_steps, make_steps
+from data_prep.steps.registry import apply_steps, make_steps
+from data_prep.steps.step import CorpusWideStep, Step
 from data_prep.tokenizer import Encoder, load_tokenizer
 
 
@@ -53,7 +54,7 @@ class Worker:
 
     def __init__(self, corpus: CorpusConfig, tokenizer_folder: Path, eos_id: int):
         self.corpus = corpus
-        self.steps: list[Step] = make_steps(corpus.steps)
+        self.steps = make_steps(corpus.steps)
         self.encoder = Encoder(load_tokenizer(tokenizer_folder), eos_id if corpus.append_eos else None)
 
     def __call__(self, batch: Batch) -> Result:
@@ -89,7 +90,9 @@ class Worker:
         return chosen
 
 
-def documents_of(batch: Batch, corpus: CorpusConfig, steps: list[Step], tally: Tally) -> list[Document]:
+def documents_of(
+    batch: Batch, corpus: CorpusConfig, steps: list[Step | CorpusWideStep], tally: Tally
+) -> list[Document]:
     """The documents of a batch that all steps let through."""
     key = corpus.sources[batch.source].field
     return list(apply_steps(steps, parse(batch.records, batch.encoding, key, tally), tally))

@@ -96,6 +96,7 @@ def _counts(tally: Tally) -> Counts:
         rejected=dict(sorted(tally.rejected.items())),
         examples={reason: tuple(kept) for reason, kept in sorted(tally.examples.items())},
         repeats=tally.repeats,
+        found=dict(sorted(tally.found.items())),
     )
 
 

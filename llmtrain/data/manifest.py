@@ -91,6 +91,7 @@ class Counts(Section):
     """The law of a build: documents_in == documents_out + sum(rejected), each once.
 
     `repeats` are further copies written for sources with a weight above 1, beyond documents_out.
+    `found` counts what steps found or changed in documents, by name.
     """
 
     documents_in: int
@@ -98,6 +99,7 @@ class Counts(Section):
     rejected: dict[str, int]
     examples: dict[str, tuple[str, ...]]  # a few `file:line` per reason
     repeats: int = 0
+    found: dict[str, int] = {}
 
 
 class Manifest(Section):
