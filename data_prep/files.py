@@ -10,11 +10,11 @@ import os
 import re
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -37,11 +37,20 @@ class DamagedFileError(Exception):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, and its name relative to its source, which is the same on every machine."""
+    """A file, and its name relative to its source, which is the same on every machine; or a part of one.
+
+    `survey` fills in `sha256` and `cuts`. A part begins at byte `start`, before which `first` records lie,
+    and ends before byte `end` (None: with the file).
+    """
 
     path: Path
     name: str
     bytes: int
+    sha256: str = ""  # of name, size and content
+    cuts: tuple[tuple[int, int], ...] = ()  # where it may be cut: (byte, records that lie before it)
+    start: int = 0
+    end: int | None = None
+    first: int = 0
 
 
 def list_files(source: SourceSection, field: str) -> list[SourceFile]:
@@ -108,19 +117,29 @@ def _walk(base: Path) -> Iterator[Path]:
                 yield path
 
 
-def read_chunks(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def read_chunks(
+    path: Path, progress: Callable[[int], None] | None = None, start: int = 0, end: int | None = None
+) -> Iterator[bytes]:
     """The bytes of a file in pieces, unpacked by its suffix; `progress` hears of the packed bytes read.
 
-    Raises DamagedFileError where it can't go on.
+    `start` and `end` bound what is read of the file as it lies. Raises DamagedFileError where it can't go on.
     """
     unpacker = _UNPACKERS.get(path.suffix)
     size = PACKED_CHUNK_BYTES if unpacker else CHUNK_BYTES
     try:
         with open(path, "rb") as file:
-            raw = _counted(iter(lambda: file.read(size), b""), progress)
+            file.seek(start)
+            raw = _counted(_bounded(file, size, end), progress)
             yield from _gathered(_unpack(raw, *unpacker)) if unpacker else raw
     except OSError as error:
         raise DamagedFileError(f"unreadable file ({error.strerror})") from None
+
+
+def _bounded(file: BinaryIO, size: int, end: int | None) -> Iterator[bytes]:
+    at = file.tell()
+    while piece := file.read(size if end is None else min(size, end - at)):
+        at += len(piece)
+        yield piece
 
 
 def _counted(chunks: Iterator[bytes], progress: Callable[[int], None] | None) -> Iterator[bytes]:
@@ -194,22 +213,73 @@ def join_chunks(chunks: Iterator[bytes], longest: int) -> bytes | None:
     return b"".join(held)
 
 
-def content_digest(files: list[SourceFile], progress: Callable[[int], None]) -> str:
-    """sha256 over the names and contents of files. Unreadable ones count by name and size."""
+def survey(
+    files: list[SourceFile],
+    separator_of: Callable[[SourceFile], bytes | None],
+    cut_bytes: int,
+    progress: Callable[[int], None],
+) -> list[SourceFile]:
+    """Reads every byte once, for the hashes of the files and for the places where they may be cut.
 
-    def digest(file: SourceFile) -> str:
-        result = hashlib.sha256(f"{file.name}\0{file.bytes}\0".encode())
+    separator_of  what ends a record in a file that can be read from any record on, None for another
+    cut_bytes     there is a cut at the first end of a record after about so many bytes
+    Unreadable files count by name and size.
+    """
+
+    def read(file: SourceFile) -> SourceFile:
+        digest = hashlib.sha256(f"{file.name}\0{file.bytes}\0".encode("utf-8", "surrogateescape"))
+        cutter = _Cutter(separator_of(file), cut_bytes)
         try:
             with open(file.path, "rb") as opened:
                 while piece := opened.read(CHUNK_BYTES):
-                    result.update(piece)
+                    digest.update(piece)
+                    cutter.add(piece)
         except OSError:
-            result.update(b"unreadable")
-        return result.hexdigest()
+            digest.update(b"unreadable")
+        return replace(file, sha256=digest.hexdigest(), cuts=cutter.before(file.bytes))
 
-    whole = hashlib.sha256()
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for file, each in zip(files, pool.map(digest, files), strict=True):
-            whole.update(each.encode())
+        surveyed = []
+        for file in pool.map(read, files):
+            surveyed.append(file)
             progress(file.bytes)
+    return surveyed
+
+
+def content_digest(files: Iterable[SourceFile]) -> str:
+    """sha256 over the names and contents of surveyed files."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(file.sha256.encode())
     return whole.hexdigest()
+
+
+class _Cutter:
+    """Finds in the pieces of a file ends of records about `cut_bytes` apart, and counts records."""
+
+    def __init__(self, separator: bytes | None, cut_bytes: int):
+        self.separator = separator
+        self.cut_bytes = cut_bytes
+        self.at = self.records = self.last = 0
+        self.tail = b""  # what may begin a separator that ends in the next piece
+        self.cuts: list[tuple[int, int]] = []
+
+    def add(self, piece: bytes) -> None:
+        """Takes in the next piece of the file."""
+        if self.separator is None:
+            return
+        self.at += len(piece)
+        if len(self.separator) == 1:  # counting is much faster than splitting
+            ended, rest = piece.count(self.separator), len(piece) - 1 - piece.rfind(self.separator)
+        else:
+            *before, after = (self.tail + piece).split(self.separator)
+            ended, rest = len(before), len(after)
+            self.tail = after[-(len(self.separator) - 1) :]
+        self.records += ended
+        if ended and self.at - rest - self.last >= self.cut_bytes:
+            self.last = self.at - rest
+            self.cuts.append((self.last, self.records))
+
+    def before(self, end: int) -> tuple[tuple[int, int], ...]:
+        """The cuts found that leave something to read after them."""
+        return tuple(cut for cut in self.cuts if cut[0] < end)

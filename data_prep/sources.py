@@ -23,11 +23,14 @@ from data_prep.files import (
     list_files,
     read_chunks,
     split_chunks,
+    survey,
 )
 from llmtrain.errors import DataError
 
 Advance = Callable[[int], None]  # hears how many more bytes of the sources were read
 _PACKED = (".gz", ".zst")
+LEAST_CHUNK_BYTES = 1 << 20
+MOST_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,24 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
         return Source(section, number, (), hashlib.sha256(identity.encode()).hexdigest(), revision)
     where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
     files = list_files(where, f"{field}.{'stdlib' if section.stdlib else 'hub' if section.hub else 'path'}")
-    return Source(section, number, tuple(files), content_digest(files, advance))
+    cut_bytes = chunk_bytes(sum(file.bytes for file in files))
+    surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
+    return Source(section, number, tuple(surveyed), content_digest(surveyed))
+
+
+def chunk_bytes(total: int) -> int:
+    """How much of a source of so many bytes a worker takes at a time: enough parts for many workers."""
+    return max(min(total // 64, MOST_CHUNK_BYTES), LEAST_CHUNK_BYTES, total >> 16)
+
+
+def _separator_of(section: SourceSection, file: SourceFile) -> bytes | None:
+    """What ends a record in a file that can be read from any record on; None for any other file."""
+    if file.path.suffix in _PACKED:
+        return None
+    form = _format_of(section, file.path)
+    if form == "jsonl":
+        return b"\n"
+    return section.separator.encode() if form == "text" and section.separator is not None else None
 
 
 def read_source(
@@ -64,7 +84,7 @@ def read_source(
     advance: Advance,
     files: Iterable[SourceFile] | None = None,
 ) -> Iterator[tuple[Encoding, Record]]:
-    """The records of a source and how each is encoded; of `files` only, when given.
+    """The records of a source and how each is encoded; of `files`, or parts of files, only when given.
 
     Records of more than `longest` bytes, and what can't be read of a damaged file, come as `Damage`.
     """
@@ -115,9 +135,10 @@ def _read_whole(file: SourceFile, longest: int, advance: Advance) -> Record:
 
 
 def _read_pieces(file: SourceFile, separator: bytes, longest: int, advance: Advance) -> Iterator[Record]:
-    number = 0
+    number = file.first
     try:
-        for piece in split_chunks(read_chunks(file.path, advance), separator, longest):
+        raw = read_chunks(file.path, advance, file.start, file.end)
+        for piece in split_chunks(raw, separator, longest):
             number += 1
             yield Record(_too_large(longest) if piece is None else piece, file.name, number)
     except DamagedFileError as damage:
