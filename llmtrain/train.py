@@ -102,8 +102,9 @@ class SkipCount:
         self.total += skipped
         if self.in_a_row >= MOST_SKIPS:
             raise EngineError(
-                f"{MOST_SKIPS} steps in a row, up to step {step}, had a loss or gradient that is not finite; "
-                f"no weight was touched by them. Last good checkpoint: {run_log.last_saved or 'none'}. "
+                f"{MOST_SKIPS} steps in a row, up to step {step}, had a loss or gradient that is not finite, "
+                f"or no token to train on; no weight was touched by them. "
+                f"Last good checkpoint: {run_log.last_saved or 'none'}. "
                 "A lower optimizer.lr, a longer schedule.warmup or other data may help"
             )
 

@@ -44,11 +44,14 @@ class PackedRows:
 
     @property
     def valid_tokens(self) -> int:
-        """Labels that are trained on, known from the index alone."""
+        """Labels that are trained on, known from the index alone (and the masks of fine-tuning data)."""
         total = self.count * self.seq_len
-        if self.mask_documents:
-            for number, dataset in enumerate(self.datasets):
-                first = self.row[self.source == number] * self.seq_len
+        for number, dataset in enumerate(self.datasets):
+            first = self.row[self.source == number] * self.seq_len
+            if dataset.masked:  # a document's first token is never marked: its end needs no second look
+                masks = dataset.masks(first + 1, self.seq_len)
+                total -= sum(self.seq_len - int(mask.sum()) for mask in masks)
+            elif self.mask_documents:
                 cuts = np.searchsorted(dataset.ends, (first + self.seq_len, first), side="right")
                 total -= int((cuts[0] - cuts[1]).sum())
         return total
@@ -71,6 +74,9 @@ class PackedRows:
             for k, window in zip(mine.tolist(), windows, strict=True):
                 tokens[k] = window[:-1]
                 labels[k] = window[1:]
+            if dataset.masked:
+                for k, mask in zip(mine.tolist(), dataset.masks(first[mine] + 1, self.seq_len), strict=True):
+                    labels[k][mask == 0] = IGNORED
         positions = np.empty(shape, np.int64)
         positions[:] = np.arange(self.seq_len)
         if self.mask_documents and stop > start:
@@ -126,7 +132,7 @@ class Batches:
         seed: int,
         mask_documents: bool,
     ):
-        self.datasets = _open_all(sources, seq_len)
+        self.datasets = _open_all(sources, seq_len, mask_documents)
         self.weights = [source.weight for source in sources]
         self.seq_len = seq_len
         self.rows_per_step = rows_per_step
@@ -196,7 +202,7 @@ def held_out(sources: Sequence[DataSource], seq_len: int, rows: int, mask_docume
     files that happen to come first; evenly spread ones stand for the whole split.
     Raises DataError as `Batches` does.
     """
-    datasets = _open_all(sources, seq_len)
+    datasets = _open_all(sources, seq_len, mask_documents)
     available = np.array([row_count(dataset, seq_len) for dataset in datasets])
     mixed, _ = Mixture([source.weight for source in sources])(np.arange(rows, dtype=np.int64))
     take = np.minimum(np.bincount(mixed, minlength=len(datasets)), available)
@@ -213,10 +219,11 @@ def row_count(dataset: Dataset, seq_len: int) -> int:
     return max(dataset.tokens - 1, 0) // seq_len
 
 
-def _open_all(sources: Sequence[DataSource], seq_len: int) -> tuple[Dataset, ...]:
+def _open_all(sources: Sequence[DataSource], seq_len: int, mask_documents: bool) -> tuple[Dataset, ...]:
     assert sources, "no data source"
     datasets = tuple(open_dataset(source.path, source.split) for source in sources)
     for dataset in datasets:
+        _check_kind(dataset, mask_documents)
         if row_count(dataset, seq_len) == 0:
             raise DataError(
                 f"{dataset.folder} split '{dataset.split}' has {dataset.tokens} tokens, too few for one row "
@@ -229,3 +236,18 @@ def _open_all(sources: Sequence[DataSource], seq_len: int) -> tuple[Dataset, ...
                 "build the datasets of one run with the same tokenizer"
             )
     return datasets
+
+
+def _check_kind(dataset: Dataset, mask_documents: bool) -> None:
+    """Raises DataError for data that can't be trained on as rows, or not in this way."""
+    kind = dataset.manifest.kind
+    if kind == "preference":
+        raise DataError(
+            f"{dataset.folder} holds preference pairs (kind: preference), and a run would learn the rejected "
+            "answers as well as the chosen: build the chosen ones as kind: prompt_completion to learn them"
+        )
+    if dataset.masked and not mask_documents:
+        raise DataError(
+            f"{dataset.folder} holds separate conversations (kind: {kind}), and data.mask_documents = False "
+            "lets them see each other in a row: set data.mask_documents: true"
+        )

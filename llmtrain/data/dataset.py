@@ -54,6 +54,11 @@ class Dataset:
         return self.folder / TOKENIZER
 
     @property
+    def masked(self) -> bool:
+        """True when only the tokens that the masks name are trained on."""
+        return self.manifest.masked
+
+    @property
     def entry(self) -> SplitEntry:
         """What the manifest says of this split."""
         return self.manifest.splits[self.split]
@@ -65,22 +70,33 @@ class Dataset:
 
     def pieces(self, start: int, stop: int) -> list[np.ndarray]:
         """Tokens `start` … `stop` of the stream as views of the mapped shards, one per shard touched."""
+        return self._pieces([shard.tokens for shard in self.shards], start, stop)
+
+    def _pieces(self, arrays: list[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
         first, last = np.searchsorted(self._starts, (start, stop - 1), side="right") - 1
         return [
-            self.shards[k].tokens[max(0, start - int(self._starts[k])) : stop - int(self._starts[k])]
+            arrays[k][max(0, start - int(self._starts[k])) : stop - int(self._starts[k])]
             for k in range(first, last + 1)
         ]
 
     def windows(self, starts: np.ndarray, length: int) -> list[np.ndarray]:
         """`length` tokens from each of `starts`: views of the mapped shards, a copy where one ends inside."""
+        return self._windows([shard.tokens for shard in self.shards], starts, length)
+
+    def masks(self, starts: np.ndarray, length: int) -> list[np.ndarray]:
+        """As `windows`, of a masked dataset's marks: 1 where the token there is trained on."""
+        marks = [shard.mask for shard in self.shards if shard.mask is not None]
+        assert len(marks) == len(self.shards), f"{self.folder} has no masks"
+        return self._windows(marks, starts, length)
+
+    def _windows(self, arrays: list[np.ndarray], starts: np.ndarray, length: int) -> list[np.ndarray]:
         first = np.searchsorted(self._starts, starts, side="right") - 1
         inside = starts + length <= self._starts[first + 1]
         offsets = starts - self._starts[first]
-        shards = [shard.tokens for shard in self.shards]
         return [
-            shards[shard][offset : offset + length]
+            arrays[shard][offset : offset + length]
             if whole
-            else np.concatenate(self.pieces(start, start + length))
+            else np.concatenate(self._pieces(arrays, start, start + length))
             for shard, offset, whole, start in zip(
                 first.tolist(), offsets.tolist(), inside.tolist(), starts.tolist(), strict=True
             )
@@ -100,7 +116,7 @@ def open_dataset(path: str | Path, split: str, hashes: bool = False) -> Dataset:
         raise DataError(f"{folder} has no split '{split}' ({known}) {hint}".strip())
     shards = []
     for entry in manifest.splits[split].shards:
-        shard = Shard(folder / entry.name)
+        shard = Shard(folder / entry.name, manifest.masked)
         if (shard.documents, len(shard.tokens)) != (entry.documents, entry.tokens):
             raise DataError(
                 f"{shard.prefix}.idx holds {shard.documents} documents and {len(shard.tokens)} tokens, "

@@ -3,7 +3,11 @@
     FOLDER/manifest.json   tokenizer/   train/00000.bin 00000.idx …   valid/00000.bin 00000.idx …
 
 The manifest names every shard with its size and sha256. The fingerprint is a hash of content alone
-(tokens, boundaries, dtype, tokenizer), so it survives a copy, a rename and a rebuild.
+(tokens, boundaries, loss masks, dtype, tokenizer), so it survives a copy, a rename and a rebuild.
+
+Version 1 is text. Version 2 is fine-tuning data: `kind` says which, and every shard has a `.mask`
+(`llmtrain.data.shards`). Text is still written as version 1, which older readers know; they must not read
+version 2, because they would train on what is only to be read.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from llmtrain.config.schema import Section
-from llmtrain.data.shards import REBUILD, ShardFacts, shard_paths
+from llmtrain.data.shards import REBUILD, ShardFacts, mask_path, shard_paths
 from llmtrain.errors import DataError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 FORMAT = "llmtrain-dataset"  # the first key of every manifest
-VERSION = 1
+VERSION, MASKED_VERSION = 1, 2
+Kind = Literal["text", "chat", "prompt_completion", "preference"]
 
 
 class FileEntry(Section):
@@ -42,6 +47,7 @@ class ShardEntry(Section):
     tokens: int
     bin: FileEntry
     idx: FileEntry
+    mask: FileEntry | None = None
 
     @classmethod
     def of(cls, name: str, facts: ShardFacts) -> ShardEntry:
@@ -52,6 +58,7 @@ class ShardEntry(Section):
             tokens=facts.tokens,
             bin=FileEntry(bytes=facts.bin.bytes, sha256=facts.bin.sha256),
             idx=FileEntry(bytes=facts.idx.bytes, sha256=facts.idx.sha256),
+            mask=FileEntry(bytes=facts.mask.bytes, sha256=facts.mask.sha256) if facts.mask else None,
         )
 
 
@@ -103,10 +110,15 @@ class Counts(Section):
 
 
 class Manifest(Section):
-    """Everything known about a dataset folder."""
+    """Everything known about a dataset folder.
+
+    `kind: preference` holds pairs: documents 2k and 2k + 1 of a split answer one prompt, the first is the
+    chosen one.
+    """
 
     format: Literal["llmtrain-dataset"] = "llmtrain-dataset"
     version: int = VERSION
+    kind: Kind = "text"
     name: str
     created_by: str
     fingerprint: str
@@ -125,9 +137,19 @@ class Manifest(Section):
         """How a token is stored."""
         return np.dtype("<u2" if self.dtype == "uint16" else "<i4")
 
+    @property
+    def masked(self) -> bool:
+        """True when only some tokens are trained on, as the shards' masks say."""
+        return self.kind != "text"
+
 
 def fingerprint(
-    splits: dict[str, SplitEntry], dtype: str, vocab_size: int, tokenizer_sha256: str, append_eos: bool
+    splits: dict[str, SplitEntry],
+    dtype: str,
+    vocab_size: int,
+    tokenizer_sha256: str,
+    append_eos: bool,
+    kind: Kind = "text",
 ) -> str:
     """sha256 over what the tokens are and mean, and over no name of a path or a machine."""
     content = {
@@ -136,10 +158,12 @@ def fingerprint(
         "tokenizer": tokenizer_sha256,
         "append_eos": append_eos,
         "splits": {
-            name: [[shard.bin.sha256, shard.idx.sha256] for shard in split.shards]
+            name: [
+                [file.sha256 for file in (shard.bin, shard.idx, shard.mask) if file] for shard in split.shards
+            ]
             for name, split in sorted(splits.items())
         },
-    }
+    } | ({} if kind == "text" else {"kind": kind})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,8 +171,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` by rename: it is there whole or not at all."""
     path = folder / MANIFEST
     part = path.with_name(MANIFEST + ".part")
+    content = manifest.model_dump(mode="json")
+    if not manifest.masked:  # as version 1 was before there were masks
+        del content["kind"]
+        for split in content["splits"].values():
+            for shard in split["shards"]:
+                del shard["mask"]
     with open(part, "w", encoding="utf-8") as file:
-        json.dump(manifest.model_dump(mode="json"), file, indent=2, ensure_ascii=False)
+        json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -167,6 +197,8 @@ def read_manifest(folder: str | Path, hashes: bool = False) -> Manifest:
         for shard in split.shards:
             for path, entry in zip(shard_paths(folder / shard.name), (shard.bin, shard.idx), strict=True):
                 check_file(path, entry, hashes)
+            if shard.mask is not None:
+                check_file(mask_path(folder / shard.name), shard.mask, hashes)
     tokenizer = folder / TOKENIZER / "tokenizer.json"
     if not tokenizer.is_file():
         raise DataError(f"{tokenizer} is missing: {REBUILD}")
@@ -186,10 +218,10 @@ def _parse(folder: Path) -> Manifest:
         raise DataError(f"{path} is not readable JSON ({error}): {REBUILD}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of a {FORMAT}")
-    if content.get("version") != VERSION:
+    if content.get("version") not in (VERSION, MASKED_VERSION):
         raise DataError(
-            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION}: "
-            "use the llmtrain that wrote it, or build the dataset again"
+            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION} and "
+            f"{MASKED_VERSION}: use the llmtrain that wrote it, or build the dataset again"
         )
     try:
         manifest = Manifest.model_validate(content)
@@ -203,9 +235,17 @@ def _parse(folder: Path) -> Manifest:
         manifest.vocab_size,
         manifest.tokenizer.sha256,
         manifest.append_eos,
+        manifest.kind,
     )
     if manifest.fingerprint != expected:
         raise DataError(f"{path} was edited: its fingerprint does not follow from its contents: {REBUILD}")
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    agreed = manifest.version == (MASKED_VERSION if manifest.masked else VERSION)
+    if not agreed or any((shard.mask is not None) != manifest.masked for shard in shards):
+        raise DataError(
+            f"{path} is damaged: its version, its kind ({manifest.kind}) and its masks do not agree: "
+            f"{REBUILD}"
+        )
     return manifest
 
 

@@ -13,6 +13,9 @@
 
 Layout after Megatron-LM, `megatron/core/datasets/indexed_dataset.py`. A document is one sequence unless
 it has more tokens than an i32 can count.
+
+Fine-tuning data has a third file, which Megatron never opens: `.mask`, one byte per token of `.bin`, 1 for a
+token that is trained on and 0 for one that is only read. A document's first token is never trained on.
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ def shard_paths(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
+def mask_path(prefix: Path) -> Path:
+    """The `.mask` of a shard named without its suffix."""
+    return prefix.with_name(prefix.name + ".mask")
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """A file's size in bytes and its sha256."""
@@ -63,16 +71,19 @@ class ShardFacts:
     tokens: int
     bin: FileFacts
     idx: FileFacts
+    mask: FileFacts | None = None
 
 
 class ShardWriter:
     """Writes one shard, document by document. The `.idx` comes last and by rename, so a `.bin` without
-    one is what an interrupted write looks like.
+    one is what an interrupted write looks like. A `masked` shard gets a `.mask` too.
 
     Raises DataError for a token id outside 0 … vocab_size-1, before any byte of that call is written.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int, longest_sequence: int = LONGEST_SEQUENCE):
+    def __init__(
+        self, prefix: Path, vocab_size: int, longest_sequence: int = LONGEST_SEQUENCE, masked: bool = False
+    ):
         self.prefix = prefix
         self.vocab_size = vocab_size
         self.dtype = token_dtype(vocab_size)
@@ -81,11 +92,19 @@ class ShardWriter:
         self._lengths: list[np.ndarray] = []  # tokens per document, in the order written
         self._hash = hashlib.sha256()
         self._bin = open(shard_paths(prefix)[0], "wb")  # noqa: SIM115 - closed by close()
+        self._mask = open(mask_path(prefix), "wb") if masked else None  # noqa: SIM115 - closed by close()
+        self._mask_hash = hashlib.sha256()
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> None:
-        """Appends documents: `tokens` [t] back to back, cut by `lengths` [documents] (None: one)."""
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray | None = None, mask: np.ndarray | None = None
+    ) -> None:
+        """Appends documents: `tokens` [t] back to back, cut by `lengths` [documents] (None: one).
+
+        `mask` uint8 [t] of 0 and 1 is given exactly when the shard is masked.
+        """
         cuts = np.array([len(tokens)], np.int64) if lengths is None else np.asarray(lengths, np.int64)
         assert cuts.sum() == len(tokens) and (cuts >= 0).all(), "document lengths do not add up to the tokens"
+        assert (mask is None) == (self._mask is None), "a mask, or none, that the shard was not opened for"
         if not len(cuts):
             return
         if len(tokens):
@@ -98,14 +117,25 @@ class ShardWriter:
         raw = tokens.astype(self.dtype, copy=False).tobytes()
         self._bin.write(raw)
         self._hash.update(raw)
+        if self._mask is not None and mask is not None:
+            self._add_mask(np.asarray(mask, np.uint8), cuts)
         self._lengths.append(cuts)
         self.tokens += len(tokens)
 
+    def _add_mask(self, mask: np.ndarray, cuts: np.ndarray) -> None:
+        assert self._mask is not None and len(mask) == cuts.sum(), "a mask of another length than its tokens"
+        assert not len(mask) or mask.max() <= 1, "a mask holds 0 and 1"
+        assert not mask[(np.cumsum(cuts) - cuts)[cuts > 0]].any(), "a document's first token follows nothing"
+        self._mask.write(mask.tobytes())
+        self._mask_hash.update(mask.tobytes())
+
     def close(self) -> ShardFacts:
         """Flushes `.bin`, writes `.idx`, and says what was written."""
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
-        self._bin.close()
+        for file in (self._bin, self._mask):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         documents = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
         raw = index_bytes(documents, self.dtype, self.longest_sequence)
         path = shard_paths(self.prefix)[1]
@@ -120,6 +150,7 @@ class ShardWriter:
             tokens=self.tokens,
             bin=FileFacts(self.tokens * self.dtype.itemsize, self._hash.hexdigest()),
             idx=FileFacts(len(raw), hashlib.sha256(raw).hexdigest()),
+            mask=FileFacts(self.tokens, self._mask_hash.hexdigest()) if self._mask is not None else None,
         )
 
     def __enter__(self) -> ShardWriter:
@@ -131,6 +162,8 @@ class ShardWriter:
                 self.close()
             else:
                 self._bin.close()
+                if self._mask is not None:
+                    self._mask.close()
 
 
 def index_bytes(documents: np.ndarray, dtype: np.dtype, longest_sequence: int = LONGEST_SEQUENCE) -> bytes:
@@ -157,14 +190,15 @@ class Shard:
     """A finished shard, memory-mapped.
 
     tokens    [t] of `dtype`, read-only: the whole `.bin`
+    mask      uint8 [t], read-only: the whole `.mask`; None when not `masked`
     ends      int64 [documents]: where each document ends in `tokens` (exclusive)
 
     Raises DataError naming the file when it is missing, cut, of another format, or inconsistent.
     """
 
-    def __init__(self, prefix: Path):
+    def __init__(self, prefix: Path, masked: bool = False):
         bin_path, idx_path = shard_paths(prefix)
-        for path in (bin_path, idx_path):
+        for path in (bin_path, idx_path, *([mask_path(prefix)] if masked else [])):
             if not path.is_file():
                 raise DataError(f"{path} is missing: {REBUILD}")
         self.prefix = prefix
@@ -176,6 +210,7 @@ class Shard:
         self.tokens = np.zeros(0, self.dtype)
         if actual:
             self.tokens = np.asarray(np.memmap(bin_path, self.dtype, mode="r"))
+        self.mask = _map_mask(mask_path(prefix), len(self.tokens)) if masked else None
         self.ends = np.concatenate([[0], np.cumsum(lengths)])[starts[1:]].astype(np.int64)
 
     @property
@@ -188,6 +223,13 @@ class Shard:
         assert 0 <= number < self.documents, f"document {number} of {self.documents}"
         start = int(self.ends[number - 1]) if number else 0
         return self.tokens[start : int(self.ends[number])]
+
+
+def _map_mask(path: Path, tokens: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size != tokens:
+        raise DataError(f"{path} has {size} bytes, its shard has {tokens} tokens: {REBUILD}")
+    return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.zeros(0, np.uint8)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:

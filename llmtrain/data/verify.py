@@ -46,11 +46,13 @@ def verify(folder: str | Path, progress: Callable[[str, int, int], None] | None 
     for name, split in manifest.splits.items():
         for shard in open_dataset(folder, name).shards:
             _check_ids(shard, manifest)
+            _check_mask(shard)
             done += len(shard.tokens)
             if progress is not None:
                 progress("checking tokens", done, total)
-        files += 2 * len(split.shards)
-        size += sum(shard.bin.bytes + shard.idx.bytes for shard in split.shards)
+        written = [file for shard in split.shards for file in (shard.bin, shard.idx, shard.mask) if file]
+        files += len(written)
+        size += sum(file.bytes for file in written)
     return VerifyReport(str(folder), manifest, files, size)
 
 
@@ -73,3 +75,15 @@ def _check_ids(shard: Shard, manifest: Manifest) -> None:
                 f"{shard.prefix}.bin: document {number} does not end with {manifest.tokenizer.eos} "
                 f"(id {manifest.tokenizer.eos_id}) as the manifest says"
             )
+
+
+def _check_mask(shard: Shard) -> None:
+    if shard.mask is None or not len(shard.mask):
+        return
+    starts = np.concatenate([[0], shard.ends[:-1]])
+    starts = starts[starts < shard.ends]
+    if int(shard.mask.max()) > 1 or shard.mask[starts].any():
+        raise DataError(
+            f"{shard.prefix}.mask holds more than 0 and 1, or marks a document's first token, which follows "
+            "nothing: it was not written by llmtrain"
+        )

@@ -101,6 +101,10 @@ class DeepSpeedEngineBase:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
+    def _untrained(self) -> StepResult:
+        """A step whose rows have no token to train on: nothing is computed, no weight and no moment moves."""
+        return StepResult(math.nan, math.nan, True, 0, self.loss_scale())
+
     def _result(self, loss: float, tokens: int, scale: float) -> StepResult:
         """Reads what DeepSpeed did with the step and checks it against the loss."""
         if self._gate_norm is not None:

@@ -89,9 +89,11 @@ class PipeEngine(DeepSpeedEngineBase):
         batch = self.plan.batch
         assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
         tokens, scale = rows.valid_tokens, self.loss_scale()
+        if not tokens:
+            return self._untrained()
         self._write_lr(lr)
         # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
-        self.loss_factor[0] = batch.accumulation * batch.dp / max(tokens, 1)
+        self.loss_factor[0] = batch.accumulation * batch.dp / tokens
         first = self.dp_rank * batch.micro * batch.accumulation
         starts = (first + index * batch.micro for index in range(batch.accumulation))
         loss = self.deepspeed.train_batch(data_iter=self._inputs(rows, starts))

@@ -25,7 +25,7 @@ BUFFER = "buffer"  # a persistent buffer of the model, kept in its own dtype
 class StepResult:
     """One optimizer step, the same values on every rank."""
 
-    loss: float  # mean over the valid tokens of the whole step
+    loss: float  # mean over the valid tokens of the whole step; nan when there is none
     grad_norm: float  # global 2-norm before clipping; inf or nan when the step was skipped for it
     skipped: bool  # no weight was touched
     tokens: int  # valid tokens of the step

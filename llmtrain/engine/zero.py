@@ -19,10 +19,12 @@ class ZeroEngine(DeepSpeedEngineBase):
         batch = self.plan.batch
         assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
         engine, tokens = self.deepspeed, rows.valid_tokens
+        if not tokens:
+            return self._untrained()
         self._write_lr(lr)
         engine.train()
         # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
-        to_mean = batch.accumulation * batch.dp / max(tokens, 1)
+        to_mean = batch.accumulation * batch.dp / tokens
         first = self.dp_rank * batch.micro * batch.accumulation
         scale = self.loss_scale()
         total = torch.zeros((), device=self.device)
@@ -33,7 +35,7 @@ class ZeroEngine(DeepSpeedEngineBase):
             engine.backward(loss_sum * to_mean)
             engine.step()
         dist.all_reduce(total)
-        return self._result(float(total) / max(tokens, 1), tokens, scale)
+        return self._result(float(total) / tokens, tokens, scale)
 
     @torch.no_grad()
     def evaluate(self, rows: Rows) -> EvalResult:

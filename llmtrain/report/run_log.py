@@ -74,8 +74,9 @@ class RunLog:
         self._write(record)
         self.progress.step(record)
         if result.skipped:
-            norm = f"loss {result.loss}, grad norm {result.grad_norm}"
-            log.warning("step %d was skipped, no weight was touched: %s", step, norm)
+            why = f"loss {result.loss}, grad norm {result.grad_norm}"
+            why = why if result.tokens else "its rows have no token that is trained on"
+            log.warning("step %d was skipped, no weight was touched: %s", step, why)
 
     def evaluated(self, step: int, result: EvalResult) -> Scores:
         """The held-out rows were evaluated after `step` steps."""

@@ -10,6 +10,7 @@ import numpy as np
 from llmtrain.data.manifest import (
     TOKENIZER,
     Counts,
+    Kind,
     Manifest,
     ShardEntry,
     SplitEntry,
@@ -28,8 +29,13 @@ def make_dataset(
     splits: dict[str, Sequence[Documents]],
     vocab_size: int = 1000,
     tokenizer: str = '{"fake": 1}',
+    kind: Kind = "text",
+    masks: dict[str, Sequence[Documents]] | None = None,
 ) -> Path:
-    """A dataset folder; each split is a list of shards, each shard a list of documents."""
+    """A dataset folder; each split is a list of shards, each shard a list of documents.
+
+    `masks`, of the same shape, marks what is trained on; it is given for every kind but text.
+    """
     (folder / TOKENIZER).mkdir(parents=True)
     (folder / TOKENIZER / "tokenizer.json").write_text(tokenizer)
     entries = {}
@@ -38,9 +44,10 @@ def make_dataset(
         written = []
         for number, documents in enumerate(shards):
             name = f"{split}/{number:05d}"
-            writer = ShardWriter(folder / name, vocab_size)
-            for document in documents:
-                writer.add(np.array(document, np.int64))
+            writer = ShardWriter(folder / name, vocab_size, masked=masks is not None)
+            for place, document in enumerate(documents):
+                mask = None if masks is None else np.array(masks[split][number][place], np.uint8)
+                writer.add(np.array(document, np.int64), mask=mask)
             written.append(ShardEntry.of(name, writer.close()))
         entries[split] = SplitEntry(
             documents=sum(shard.documents for shard in written),
@@ -53,10 +60,12 @@ def make_dataset(
     manifest = Manifest(
         name=folder.name,
         created_by="tests",
-        fingerprint=fingerprint(entries, dtype, vocab_size, sha256, True),
+        version=1 if kind == "text" else 2,
+        kind=kind,
+        fingerprint=fingerprint(entries, dtype, vocab_size, sha256, kind == "text", kind),
         dtype=dtype,
         vocab_size=vocab_size,
-        append_eos=True,
+        append_eos=kind == "text",
         tokenizer=TokenizerEntry(
             name="fake",
             sha256=sha256,
