@@ -18,9 +18,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ from llmtrain.report.scores import text_bytes
 from llmtrain.report.tensorboard import check_installed
 
 if TYPE_CHECKING:
-    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe
+    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe, Saver
     from llmtrain.engine.seam import Comm, Engine
 
 MOST_SKIPS = 20  # steps in a row that were not finite: the run is lost, not unlucky
@@ -54,13 +53,14 @@ def train(
     batches: Batches,
     evaluation: PackedRows | None,
     run_log: RunLog,
-    save: Callable[[int, int], Path],
+    saver: Saver,
     stop: StopSignal,
     start: int = 0,
 ) -> None:
-    """Runs the steps `start … plan.schedule.steps`; `save(step, tokens)` commits a checkpoint.
+    """Runs the steps `start … plan.schedule.steps`; the last step, and the one a stop follows, are committed.
 
-    Raises StopRequested after a save when any rank was asked to stop, EngineError when no step is finite.
+    Raises StopRequested after a save when any rank was asked to stop, EngineError when no step is finite or
+    a save that matters is lost.
     """
     steps, run = plan.schedule.steps, plan.run
     skips = SkipCount(start - int(engine.scalars()["updates"]))
@@ -71,16 +71,17 @@ def train(
         lr = plan.schedule.lr(step - skips.total)  # a skipped step does not advance the schedule
         result = engine.train_step(batches.at(step), lr)
         seconds = time.perf_counter() - began
-        votes: list[Any] = engine.comm.gather([stop.requested, engine.memory_bytes()])
-        stopping, memory = any(asked for asked, _ in votes), max(held for _, held in votes)
+        votes: list[Any] = engine.comm.gather([stop.requested, engine.memory_bytes(), saver.state()])
+        stopping, memory = any(asked for asked, _, _ in votes), max(held for _, held, _ in votes)
         done = step + 1
         run_log.step(done, result, lr, seconds, memory)
+        saver.settle([state for _, _, state in votes])
         skips.count(done, result.skipped, run_log)
         last = done == steps
         if evaluation is not None and (last or _due(done, run.eval.every)):
             run_log.evaluated(done, engine.evaluate(evaluation))
         if last or stopping or _due(done, run.checkpoint.every):
-            run_log.saved(done, save(done, run_log.tokens))
+            saver.save(done, run_log.tokens, wait=last or stopping)
         if stopping and not last:
             raise StopRequested(f"stopped on request after step {done} of {steps}; the same command goes on")
 
@@ -299,12 +300,14 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
         with found.reader() as reader:
             engine.load(reader, found.scalars)
 
-    def save(step: int, tokens: int) -> Path:
-        facts = job.facts(step, tokens, checkpoint.take_probe(engine, job.probe_rows))
-        return checkpoint.save(engine, job.folder.path, facts, plan.run.checkpoint.keep)
+    def facts(step: int, tokens: int) -> CheckpointFacts:
+        return job.facts(step, tokens, checkpoint.take_probe(engine, job.probe_rows))
 
+    rules = plan.run.checkpoint
+    strict = rules.on_failure == "stop"
+    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, run_log.save_ended, strict)
     try:
-        train(plan, engine, job.batches, job.evaluation, run_log, save, stop, found.step if found else 0)
+        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, found.step if found else 0)
     except StopRequested:
         engine.close()  # all ranks agreed on it, so all are here
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmtrain.engine.seam import Comm
@@ -38,10 +38,9 @@ def on_every_rank(comm: Comm, task: str, work: Callable[[], Any]) -> list[Any]:
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
         local, answer = error, [None, sentence(error)]
     answers: list[Any] = comm.gather(answer)
-    failed = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(answers) if failure]
-    if failed:
-        shown = "; ".join(failed[:4]) + (f"; and {len(failed) - 4} more ranks" if len(failed) > 4 else "")
-        raise EngineError(f"{task} failed: {shown}") from local
+    why = failures_told(task, [failure for _, failure in answers])
+    if why:
+        raise EngineError(why) from local
     return [value for value, _ in answers]
 
 
@@ -61,7 +60,23 @@ def on_rank_0(comm: Comm, task: str, work: Callable[[], Any]) -> Any:
     return value
 
 
-def sentence(error: Exception) -> str:
+def failures_told(task: str, failures: Sequence[str | None]) -> str:
+    """One sentence for what went wrong on which ranks (in rank order), or an empty string."""
+    failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure]
+    more = f"; and {len(failed) - 4} more ranks" if len(failed) > 4 else ""
+    return f"{task} failed: {'; '.join(failed[:4])}{more}" if failed else ""
+
+
+def failure_of(work: Callable[[], object]) -> str:
+    """Why `work` failed, or an empty string. Whatever failed, the other ranks wait for the answer."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
+        return sentence(error)
+    return ""
+
+
+def sentence(error: BaseException) -> str:
     """What went wrong, for somebody who sees neither the traceback nor the rank."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror

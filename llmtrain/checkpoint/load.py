@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmtrain.checkpoint.agree import Alone, on_rank_0, sentence
+from llmtrain.checkpoint.agree import Alone, failure_of, on_rank_0
 from llmtrain.checkpoint.facts import CheckpointFacts, check_matches
 from llmtrain.checkpoint.files import check_file, read_plain
 from llmtrain.checkpoint.manifest import (
@@ -63,7 +63,7 @@ class Checkpoint:
         With `comm` each rank hashes its share and all ranks raise alike.
         """
         comm = comm or Alone()
-        answers = comm.gather(_failure(lambda: self._verify_share(comm)))
+        answers = comm.gather(failure_of(lambda: self._verify_share(comm)))
         for answer in answers:
             if answer:
                 raise CheckpointError(str(answer))
@@ -152,7 +152,7 @@ def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:
             raise CheckpointError(f"{path} is a link, so it is not followed")
         found.append(Checkpoint(path))
 
-    for answer in comm.gather(_failure(opened)):
+    for answer in comm.gather(failure_of(opened)):
         if answer:
             return str(answer), None
     try:
@@ -160,12 +160,3 @@ def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:
     except CheckpointError as error:
         return str(error), None
     return "", found[0]
-
-
-def _failure(work: Callable[[], None]) -> str:
-    """Why `work` failed, or an empty string. Whatever failed, the other ranks wait for the answer."""
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 - a file that can't be read is one more damage
-        return sentence(error)
-    return ""

@@ -1,5 +1,10 @@
 """Saving: every rank its own file, one commit by rename after all have said that theirs is on disk.
 
+    begin          all ranks   what each will write; the disk has room for it; the folder is there
+    write_rank     each rank   its file, from the engine (or, behind the loop, from its copy: background.py)
+    commit         rank 0      the small files, the manifest, COMMIT; then older checkpoints go
+    withdraw       rank 0      instead of commit, when any rank failed
+
 A kill at any moment leaves either the checkpoint before or the new one, never a mix: until COMMIT has its
 name the folder does not count, and nothing older is removed before.
 """
@@ -10,10 +15,12 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain import __version__
 from llmtrain.checkpoint.agree import on_every_rank, on_rank_0, sentence
@@ -39,11 +46,34 @@ from llmtrain.checkpoint.manifest import (
 from llmtrain.checkpoint.probe import Probe
 from llmtrain.checkpoint.retention import remove_folder, retain
 from llmtrain.checkpoint.tensorfile import DTYPE_NAMES, DTYPES, TensorFileWriter, TensorSpec
-from llmtrain.engine.seam import Engine, Slice
+from llmtrain.engine.seam import Comm, Engine, Slice
 from llmtrain.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
 
 _SPARE = 16 << 20  # bytes for manifest, config and tokenizer, and for what the file system adds
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A save that all ranks have agreed on. `plans`: per rank what it will write, the same on all ranks."""
+
+    folder: Path
+    facts: CheckpointFacts
+    scalars: Mapping[str, float]
+    plans: list[dict[str, Any]]
+
+    @property
+    def task(self) -> str:
+        """What a sentence about its failure begins with."""
+        return task_of(self.facts)
+
+
+def task_of(facts: CheckpointFacts) -> str:
+    """What a sentence about a failed save begins with."""
+    return f"saving step {facts.step}"
 
 
 def save(engine: Engine, run_folder: Path, facts: CheckpointFacts, keep: int = 2) -> Path:
@@ -53,22 +83,36 @@ def save(engine: Engine, run_folder: Path, facts: CheckpointFacts, keep: int = 2
     one slice at a time is copied to the CPU. Raises the same EngineError on all ranks when any rank failed
     or the disk is full; then the half-written folder is gone and the checkpoints before are untouched.
     """
-    comm = engine.comm
-    task = f"saving step {facts.step}"
+    return complete(engine, begin(engine, run_folder, facts), keep)
+
+
+def begin(engine: Engine, run_folder: Path, facts: CheckpointFacts) -> Begun:
+    """Every rank calls it. Raises the same EngineError on all: the state is not whole, or has no room."""
+    comm, task = engine.comm, task_of(facts)
     folder = Path(str(comm.broadcast(str(step_folder(Path(run_folder).absolute(), facts.step)))))
     plans = on_every_rank(comm, task, lambda: _planned(engine))
     on_rank_0(comm, task, lambda: _make_room(folder, plans))
+    return Begun(folder, facts, engine.scalars(), plans)
+
+
+def complete(engine: Engine, begun: Begun, keep: int) -> Path:
+    """The rest of a save, before any rank goes on."""
+    comm = engine.comm
+    with withdrawn_on_failure(comm, begun):
+        entries = on_every_rank(comm, begun.task, lambda: _write_rank(engine, begun).model_dump())
+        on_rank_0(comm, begun.task, lambda: commit(begun, entries, keep))
+    return begun.folder
+
+
+@contextlib.contextmanager
+def withdrawn_on_failure(comm: Comm, begun: Begun) -> Iterator[None]:
+    """Every rank enters it; when all raise the same EngineError, nothing is left of the save."""
     try:
-        entries = on_every_rank(comm, task, lambda: _write_rank(engine, folder).model_dump())
-        scalars = engine.scalars()
-        on_rank_0(comm, task, lambda: _commit(folder, facts, scalars, plans, entries))
+        yield
     except EngineError:
         with contextlib.suppress(EngineError):  # without COMMIT what is left is no checkpoint anyway
-            on_rank_0(comm, task, lambda: _withdraw(folder))
+            on_rank_0(comm, begun.task, lambda: withdraw(begun.folder))
         raise
-    if comm.rank == 0:
-        _retain(folder, keep)
-    return folder
 
 
 def _retain(folder: Path, keep: int) -> None:
@@ -79,7 +123,7 @@ def _retain(folder: Path, keep: int) -> None:
 
 
 def _planned(engine: Engine) -> dict[str, Any]:
-    """What this rank will write: bytes, shapes, and per slice [name, kind, start, length, dtype]."""
+    """What this rank will write: bytes, shapes, per slice [name, kind, start, length, dtype], and where."""
     shapes: dict[str, list[int]] = {}
     slices = []
     size = 0
@@ -89,7 +133,7 @@ def _planned(engine: Engine) -> dict[str, Any]:
         shapes[piece.name] = list(piece.shape)
         slices.append([piece.name, piece.kind, piece.start, piece.tensor.numel(), _dtype(piece)])
         size += piece.tensor.numel() * piece.tensor.element_size()
-    return {"bytes": size, "shapes": shapes, "slices": slices}
+    return {"bytes": size, "shapes": shapes, "slices": slices, "host": socket.gethostname()}
 
 
 def _dtype(piece: Slice) -> str:
@@ -164,64 +208,76 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _write_rank(engine: Engine, folder: Path) -> FileEntry:
-    """This rank's file. Wide dtypes come first, so that every tensor is aligned."""
-    path = folder / rank_file(engine.comm.rank)
-    if not folder.is_dir():
-        raise EngineError(f"{folder} is not there: all ranks must see one shared run folder")
-    plan = sorted(_planned(engine)["slices"], key=lambda entry: -DTYPES[entry[4]].itemsize)
-    specs = [
-        TensorSpec(SliceEntry(kind, start, length, path.name, dtype).key(name), DTYPES[dtype], (length,))
-        for name, kind, start, length, dtype in plan
+def file_specs(plan: Mapping[str, Any], rank: int) -> list[TensorSpec]:
+    """The tensors of a rank's file in their order: wide dtypes first, so that every one is aligned."""
+    slices = sorted(plan["slices"], key=lambda entry: -DTYPES[entry[4]].itemsize)
+    return [
+        TensorSpec(
+            SliceEntry(kind, start, length, rank_file(rank), dtype).key(name), DTYPES[dtype], (length,)
+        )
+        for name, kind, start, length, dtype in slices
     ]
-    with _room_for(sum(spec.size for spec in specs), folder), TensorFileWriter(path, specs) as file:
-        for width in sorted({spec.dtype.itemsize for spec in specs}, reverse=True):
-            for piece in engine.slices():
-                if piece.tensor.numel() and piece.tensor.element_size() == width:
-                    file.write(f"{piece.name}|{piece.kind}|{piece.start}", piece.tensor)
+
+
+def in_file_order(engine: Engine, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Key and tensor of each of this rank's slices, as `file_specs` has them."""
+    for width in sorted({spec.dtype.itemsize for spec in specs}, reverse=True):
+        for piece in engine.slices():
+            if piece.tensor.numel() and piece.tensor.element_size() == width:
+                yield f"{piece.name}|{piece.kind}|{piece.start}", piece.tensor
+
+
+@contextlib.contextmanager
+def place_for(begun: Begun, rank: int, size: int) -> Iterator[Path]:
+    """Where a rank's file of `size` bytes goes; a full disk or a folder of another disk gets its sentence."""
+    if not begun.folder.is_dir():
+        raise EngineError(f"{begun.folder} is not there: all ranks must see one shared run folder")
+    with _room_for(size, begun.folder):
+        yield begun.folder / rank_file(rank)
+
+
+def _write_rank(engine: Engine, begun: Begun) -> FileEntry:
+    """This rank's file, straight from the engine."""
+    rank = engine.comm.rank
+    specs = file_specs(begun.plans[rank], rank)
+    with place_for(begun, rank, begun.plans[rank]["bytes"]) as path, TensorFileWriter(path, specs) as file:
+        for key, tensor in in_file_order(engine, specs):
+            file.write(key, tensor)
         return file.finish()
 
 
-def _commit(
-    folder: Path,
-    facts: CheckpointFacts,
-    scalars: Mapping[str, float],
-    plans: list[dict[str, Any]],
-    entries: list[dict[str, Any]],
-) -> None:
-    """Rank 0: the small files, the manifest, and last the name COMMIT."""
+def commit(begun: Begun, entries: list[dict[str, Any]], keep: int) -> None:
+    """Rank 0, when every rank's file is on disk: the small files, the manifest, and last the name COMMIT."""
+    folder, facts = begun.folder, begun.facts
     files = [FileEntry(**entry) for entry in entries]
     with _room_for(_SPARE, folder):
         files.append(write_file(folder / CONFIG, config_text(facts.config).encode()))
         files.append(write_file(folder / RUN, facts.run_yaml.encode()))
         for path in tokenizer_files(facts.tokenizer_folder):
             files.append(write_file(folder / path.name, path.read_bytes()))
-        content = manifest_bytes(_manifest(facts, scalars, plans, files))
+        content = manifest_bytes(_manifest(begun, files))
         write_file(folder / MANIFEST, content)
         pending = folder / (COMMIT + ".part")
         write_file(pending, commit_bytes(content))
         sync_folder(folder)
         pending.rename(folder / COMMIT)
         sync_folder(folder)
+    _retain(folder, keep)
 
 
-def _manifest(
-    facts: CheckpointFacts,
-    scalars: Mapping[str, float],
-    plans: list[dict[str, Any]],
-    files: list[FileEntry],
-) -> Manifest:
+def _manifest(begun: Begun, files: list[FileEntry]) -> Manifest:
+    facts = begun.facts
     return Manifest(
         step=facts.step,
         tokens=facts.tokens,
         topology=Topology(**facts.topology),
         identity=facts.identity,
-        scalars=dict(scalars),
+        scalars=dict(begun.scalars),
         versions=_versions(),
         data=dict(facts.data),
         probe=None if facts.probe is None else Probe.model_validate(facts.probe),
         files=tuple(files),
-        tensors=_tensors(plans),
+        tensors=_tensors(begun.plans),
     )
 
 
@@ -235,7 +291,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _withdraw(folder: Path) -> None:
+def withdraw(folder: Path) -> None:
     """Rank 0, after a failure: the folder goes, and one that had stepped aside for it comes back."""
     remove_folder(folder)
     aside = folder.with_name(folder.name + REPLACED)

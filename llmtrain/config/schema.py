@@ -103,10 +103,15 @@ class ParallelSection(Section):
 
 
 class CheckpointSection(Section):
-    """Save `every` so many steps (0: only at the end), keep the newest `keep`."""
+    """Save `every` so many steps (0: only at the end), keep the newest `keep`.
+
+    `on_failure`: whether training goes on when a save is lost. The last one, and the one before a stop on
+    request, always count.
+    """
 
     every: int = Field(default=0, ge=0)
     keep: int = Field(default=2, ge=1)
+    on_failure: Literal["continue", "stop"] = "continue"
 
 
 class EvalSection(Section):

@@ -14,6 +14,7 @@ from llmtrain.report.scores import Scores, scores
 from llmtrain.report.tensorboard import Events
 
 if TYPE_CHECKING:
+    from llmtrain.checkpoint import SaveEnd
     from llmtrain.engine.seam import EvalResult, StepResult
     from llmtrain.plan.plan import Plan
     from llmtrain.report.run_folder import RunFolder
@@ -85,12 +86,20 @@ class RunLog:
         self.note(f"eval after step {step}: {found}")
         return found
 
-    def saved(self, step: int, folder: Path) -> None:
-        """A checkpoint was committed."""
-        self.last_saved = folder
+    def save_ended(self, save: SaveEnd) -> None:
+        """A checkpoint was committed, or lost; the steps may have gone on since."""
+        record = {"step": save.step, "tokens": save.tokens, "save_s": save.total_s, "stall_s": save.stall_s}
+        if save.folder is None:
+            self._write({**record, "save_lost": save.why})
+            log.error("%s", save.why)
+            self.progress.note(f"error: {save.why}; last good checkpoint: {self.last_saved or 'none'}")
+            return
+        self.last_saved = save.folder
+        self._write(record)
         if self.metrics:
             self.metrics.sync()
-        self.note(f"saved step {step} in {folder}")
+        seconds = f"{save.total_s:.2f} s, the steps stood still for {save.stall_s:.2f} s"
+        self.note(f"saved step {save.step} in {save.folder} ({seconds})")
 
     def note(self, text: str) -> None:
         """Tells the screen and the log."""

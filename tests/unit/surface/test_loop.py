@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from small_runs import AloneComm, ScriptedEngine, write_run
 
+from llmtrain.checkpoint.background import SaveEnd
 from llmtrain.config.load import load_run
 from llmtrain.errors import EngineError, StopRequested
 from llmtrain.plan.plan import Plan, make_plan
@@ -26,6 +27,31 @@ class NumberedBatches:
         return step
 
 
+class ScriptedSaver:
+    """A save ends with the exchange after the next step; `waited`: the steps that were waited for."""
+
+    def __init__(self, calls: list[tuple[Any, ...]], log: RunLog):
+        self.calls, self.log = calls, log
+        self.waited: list[int] = []
+        self.under_way: SaveEnd | None = None
+
+    def state(self) -> object:
+        return None if self.under_way is None else "done"
+
+    def settle(self, states: list[Any]) -> None:
+        assert states[0] == self.state(), "the exchange carries what every rank said"
+        if self.under_way is not None:
+            self.log.save_ended(self.under_way)
+            self.under_way = None
+
+    def save(self, step: int, tokens: int, wait: bool) -> None:
+        self.calls.append(("save", step, tokens))
+        self.under_way = SaveEnd(step, tokens, Path(f"step-{step}"), "", 0.1, 0.2)
+        if wait:
+            self.waited.append(step)
+            self.settle([self.state()])
+
+
 class Scene:
     """A run of scripted steps in `folder`; `calls` tells what happened in which order."""
 
@@ -39,14 +65,10 @@ class Scene:
     def run(self, start: int = 0, tokens: int = 0) -> list[tuple[Any, ...]]:
         speed = Speed(None, None)
         log = RunLog(self.plan, self.folder, start, tokens, speed=speed, eval_bytes=15.0, writes=True)
-
-        def save(step: int, tokens: int) -> Path:
-            self.engine.calls.append(("save", step, tokens))
-            return Path(f"step-{step}")
-
-        engine, batches = self.engine, NumberedBatches()
+        engine, batches, saver = self.engine, NumberedBatches(), ScriptedSaver(self.engine.calls, log)
+        self.waited = saver.waited
         try:
-            train(self.plan, engine, batches, self.evaluation, log, save, self.stop, start)  # type: ignore[arg-type]
+            train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, start)  # type: ignore[arg-type]
         finally:
             log.close()
         return self.engine.calls
@@ -70,6 +92,10 @@ def test_order_of_a_whole_run(tmp_path: Path) -> None:
         ("save", 6, 60),
     ]
     records = list(read_metrics(scene.folder.metrics))
+    assert scene.waited == [6], "only the last save is waited for"
+    saves = [(r["step"], r["tokens"], r["stall_s"], r["save_s"]) for r in records if "save_s" in r]
+    assert saves == [(4, 40, 0.1, 0.2), (6, 60, 0.1, 0.2)]
+    records = [r for r in records if "save_s" not in r]
     assert [(r["step"], "eval_loss" in r) for r in records] == [
         (0, True),
         (1, False),
@@ -154,13 +180,13 @@ def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> N
     with pytest.raises(StopRequested, match="stopped on request after step 1 of 6") as caught:
         scene.run()
     assert caught.value.exit_status == 75
-    assert scene.engine.calls[-1] == ("save", 1, 10)
+    assert scene.engine.calls[-1] == ("save", 1, 10) and scene.waited == [1]
 
 
 def test_one_rank_that_was_asked_stops_them_all(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.engine.comm = AloneComm()
-    scene.engine.comm.votes = [[False, 10], [True, 5000]]
+    scene.engine.comm.votes = [[False, 10, None], [True, 5000, None]]
     with pytest.raises(StopRequested):
         scene.run()
     assert [r["memory_bytes"] for r in read_metrics(scene.folder.metrics) if "loss" in r] == [5000]
