@@ -26,7 +26,7 @@ def batches_of(records: Iterable[tuple[Encoding, Record]], source: int, turn: in
         if batch is None:
             batch, size = Batch(source, turn, encoding, []), 0
         batch.records.append(record)
-        size += len(record.content) if isinstance(record.content, bytes | str) else 1
+        size += record.size
     if batch is not None:
         yield batch
 

@@ -47,7 +47,7 @@ from llmtrain.data.manifest import (
 )
 from llmtrain.errors import DataError, LlmtrainError
 
-PIPELINE_VERSION = 1  # counts up whenever the same corpus would give other bytes
+PIPELINE_VERSION = 2  # counts up whenever the same corpus would give other bytes
 
 
 def build(

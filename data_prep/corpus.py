@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from data_prep.steps.registry import StepSection
 from llmtrain.config.schema import Number, Section
 
+Format = Literal["auto", "text", "html", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "warc"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 
 
@@ -16,9 +17,13 @@ class SourceSection(Section):
     """Where text comes from: exactly one of `path`, `hub` and `stdlib`.
 
     path       a file, a folder (every file below it), or a glob with `*`, `?`, `[…]` and `**`
-    hub        a dataset on the Hub (or a local folder that `datasets` reads), streamed
+    hub        a dataset on the Hub (or a local folder that `datasets` reads), read while it is fetched, or
+               with `streaming: false` fetched first
     stdlib     the source text of the Python standard library of the running interpreter
-    format     auto goes by the suffix: .jsonl, .ndjson, .parquet, anything else is text; .gz and .zst on top
+    format     auto goes by the suffix: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .html, .tar
+               (WebDataset), .warc, .wet; anything else is text; .gz, .zst, .bz2 and .xz on top
+    field      which field is the text, `body` or `page.body`; of several, the texts are joined by blank lines
+    meta       fields that go along for the steps, by their own names or as `new name: field`
     separator  text only: what ends a document; without it a file is a document
     weight     how often a document of this source is written to train: 2 twice, 0.5 every other one
     limit      read at most so many records
@@ -28,12 +33,14 @@ class SourceSection(Section):
     hub: str | None = None
     stdlib: bool = False
     exclude: tuple[str, ...] = ()
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    field: str = "text"
+    format: Format = "auto"
+    field: str | tuple[str, ...] = "text"
+    meta: tuple[str, ...] | dict[str, str] = ()
     separator: str | None = Field(default=None, min_length=1)
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
+    streaming: bool = True
     weight: Number = Field(default=1.0, gt=0)
     limit: int | None = Field(default=None, ge=1)
 
@@ -41,7 +48,20 @@ class SourceSection(Section):
     def _one_of(self) -> SourceSection:
         if sum((self.path is not None, self.hub is not None, self.stdlib)) != 1:
             raise ValueError("give exactly one of path, hub and stdlib")
+        if not self.field or "" in self.columns:
+            raise ValueError("a name in field or meta is empty")
         return self
+
+    @property
+    def named_meta(self) -> dict[str, str]:
+        """Name in a document's `meta` → the field it is taken from."""
+        return self.meta if isinstance(self.meta, dict) else {name: name for name in self.meta}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All fields that are read."""
+        texts = (self.field,) if isinstance(self.field, str) else self.field
+        return (*texts, *self.named_meta.values())
 
     @property
     def label(self) -> str:
@@ -80,6 +100,7 @@ class CorpusConfig(Section):
     split_by: Literal["document", "file"] = "document"
     append_eos: bool = True
     strict: bool = False
+    max_reject_fraction: Annotated[Number, Field(ge=0, le=1)] | None = None  # of bad input; None: any
     max_document_bytes: int = Field(default=2**24, ge=1)
     shard_tokens: int = Field(default=2**29, ge=1)
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -9,30 +9,18 @@ import hashlib
 import os
 import re
 import sysconfig
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
+from typing import BinaryIO
 
 from data_prep.corpus import SourceSection
+from data_prep.packings import CHUNK_BYTES, PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
 from llmtrain.errors import DataError
 
-CHUNK_BYTES = 1 << 20
-PACKED_CHUNK_BYTES = 1 << 14  # small, so that a bomb (gzip packs up to 1000 to 1) stays bounded too
 STDLIB_EXCLUDED = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
-_UNPACKERS: dict[str, tuple[str, Callable[[], Any]]] = {
-    ".gz": ("gzip", lambda: zlib.decompressobj(wbits=31)),
-    ".zst": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
-}
 _WILD = re.compile(r"[*?\[]")
-
-
-class DamagedFileError(Exception):
-    """A file that can't be read to its end; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +112,13 @@ def read_chunks(
 
     `start` and `end` bound what is read of the file as it lies. Raises DamagedFileError where it can't go on.
     """
-    unpacker = _UNPACKERS.get(path.suffix)
-    size = PACKED_CHUNK_BYTES if unpacker else CHUNK_BYTES
+    packing = PACKINGS.get(path.suffix)
+    size = PACKED_CHUNK_BYTES if packing else CHUNK_BYTES
     try:
         with open(path, "rb") as file:
             file.seek(start)
             raw = _counted(_bounded(file, size, end), progress)
-            yield from _gathered(_unpack(raw, *unpacker)) if unpacker else raw
+            yield from unpack(raw, packing) if packing else raw
     except OSError as error:
         raise DamagedFileError(f"unreadable file ({error.strerror})") from None
 
@@ -147,39 +135,6 @@ def _counted(chunks: Iterator[bytes], progress: Callable[[int], None] | None) ->
         if progress is not None:
             progress(len(chunk))
         yield chunk
-
-
-def _unpack(raw: Iterator[bytes], kind: str, start: Callable[[], Any]) -> Iterator[bytes]:
-    """Members or frames back to back; an end in the middle of one is damage, not an end."""
-    member = None
-    for chunk in raw:
-        while chunk:
-            member = member or start()
-            try:
-                yield member.decompress(chunk)
-            except (zlib.error, zstandard.ZstdError):
-                raise DamagedFileError(f"damaged {kind} file") from None
-            chunk = b""
-            if member.eof:
-                chunk, member = member.unused_data, None
-    if member is not None:
-        raise DamagedFileError(f"truncated {kind} file")
-
-
-def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Small pieces joined to about CHUNK_BYTES."""
-    held, size = [], 0
-    try:
-        for chunk in chunks:
-            held.append(chunk)
-            size += len(chunk)
-            if size >= CHUNK_BYTES:
-                yield b"".join(held)
-                held, size = [], 0
-    except DamagedFileError:
-        yield b"".join(held)
-        raise
-    yield b"".join(held)
 
 
 def split_chunks(chunks: Iterator[bytes], separator: bytes, longest: int) -> Iterator[bytes | None]:

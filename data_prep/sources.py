@@ -1,6 +1,6 @@
 """Sources as streams of records, in an order that depends on nothing but their content.
 
-The one place that imports `datasets`: parquet files and Hub datasets come through it.
+The one place that imports `datasets`: Hub datasets come through it. Files are read by `readers`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpus import SourceSection
-from data_prep.documents import Damage, Encoding, Record
+from data_prep.documents import Damage, Encoding, Record, too_large
 from data_prep.files import (
-    DamagedFileError,
     SourceFile,
     content_digest,
     join_chunks,
@@ -25,10 +24,31 @@ from data_prep.files import (
     split_chunks,
     survey,
 )
+from data_prep.packings import PACKINGS, DamagedFileError
+from data_prep.readers.delimited import read_delimited
+from data_prep.readers.html import installed
+from data_prep.readers.json_values import read_json
+from data_prep.readers.tables import chosen_columns, read_arrow, read_parquet, within
+from data_prep.readers.tar import read_tar
+from data_prep.readers.warc import read_warc
 from llmtrain.errors import DataError
 
 Advance = Callable[[int], None]  # hears how many more bytes of the sources were read
-_PACKED = (".gz", ".zst")
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".tar": "tar",
+    ".warc": "warc",
+    ".wet": "warc",
+}
 LEAST_CHUNK_BYTES = 1 << 20
 MOST_CHUNK_BYTES = 1 << 24
 
@@ -58,9 +78,21 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
         return Source(section, number, (), hashlib.sha256(identity.encode()).hexdigest(), revision)
     where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
     files = list_files(where, f"{field}.{'stdlib' if section.stdlib else 'hub' if section.hub else 'path'}")
+    _refuse_unreadable(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
     return Source(section, number, tuple(surveyed), content_digest(surveyed))
+
+
+def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: str) -> None:
+    """Raises DataError when a file needs an extra that is not installed."""
+    for file in files:
+        form = _format_of(section, file.path)
+        if (form == "html" or (form == "warc" and ".wet" not in file.path.suffixes)) and not installed():
+            raise DataError(
+                f"{field}: {file.path} is read by trafilatura, which is not installed: "
+                "pip install 'llmtrain[html]', or set format: text to keep the markup"
+            )
 
 
 def chunk_bytes(total: int) -> int:
@@ -70,7 +102,7 @@ def chunk_bytes(total: int) -> int:
 
 def _separator_of(section: SourceSection, file: SourceFile) -> bytes | None:
     """What ends a record in a file that can be read from any record on; None for any other file."""
-    if file.path.suffix in _PACKED:
+    if file.path.suffix in PACKINGS:
         return None
     form = _format_of(section, file.path)
     if form == "jsonl":
@@ -99,89 +131,91 @@ def _read_all(
     source: Source, longest: int, advance: Advance, files: Iterable[SourceFile] | None
 ) -> Iterator[tuple[Encoding, Record]]:
     if source.section.hub is not None:
-        yield from (("value", record) for record in _read_hub(source))
+        yield from _encoded("row", _read_hub(source, longest))
         return
     for file in source.files if files is None else files:
-        form = _format_of(source.section, file.path)
-        if form == "parquet":
-            yield from (("value", record) for record in _read_parquet(source.section, file))
-            advance(file.bytes)
-        elif form == "jsonl":
-            yield from (("json", record) for record in _read_pieces(file, b"\n", longest, advance))
-        elif source.section.separator is not None:
-            separator = source.section.separator.encode()
-            yield from (("text", record) for record in _read_pieces(file, separator, longest, advance))
+        yield from _read_file(source.section, file, longest, advance)
+
+
+def _read_file(
+    section: SourceSection, file: SourceFile, longest: int, advance: Advance
+) -> Iterator[tuple[Encoding, Record]]:
+    """The records of one file, or of a part of one, by its format."""
+    form = _format_of(section, file.path)
+    chunks = read_chunks(file.path, advance, file.start, file.end)
+    if form in ("parquet", "arrow"):
+        if file.path.suffix in PACKINGS:
+            yield "row", Record(Damage(f"packed {form} file", "unpack it"), file.name)
         else:
-            yield "text", _read_whole(file, longest, advance)
+            read = read_parquet if form == "parquet" else read_arrow
+            yield from _encoded("row", read(file, section.columns, longest))
+        advance(file.bytes)
+    elif form in ("csv", "tsv"):
+        delimiter = "," if form == "csv" else "\t"
+        yield from _encoded("row", read_delimited(file, chunks, delimiter, section.columns, longest))
+    elif form == "jsonl":
+        yield from _encoded("json", _read_pieces(file, chunks, b"\n", longest))
+    elif form == "json":
+        yield from _encoded("json", read_json(file, chunks, longest))
+    elif form == "tar":
+        yield from _encoded("sample", read_tar(file, chunks, section.columns, longest))
+    elif form == "warc":
+        yield from read_warc(file, chunks, longest)
+    elif form == "text" and section.separator is not None:
+        yield from _encoded("text", _read_pieces(file, chunks, section.separator.encode(), longest))
+    else:
+        yield ("html" if form == "html" else "text"), _read_whole(file, chunks, longest)
+
+
+def _encoded(encoding: Encoding, records: Iterator[Record]) -> Iterator[tuple[Encoding, Record]]:
+    return ((encoding, record) for record in records)
 
 
 def _format_of(section: SourceSection, path: Path) -> str:
     if section.format != "auto":
         return section.format
-    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffix.lower(), "text")
+    suffix = Path(path.stem).suffix if path.suffix in PACKINGS else path.suffix
+    return _FORMATS.get(suffix.lower(), "text")
 
 
-def _too_large(longest: int) -> Damage:
-    return Damage("too large", f"more than max_document_bytes = {longest}")
-
-
-def _read_whole(file: SourceFile, longest: int, advance: Advance) -> Record:
+def _read_whole(file: SourceFile, chunks: Iterator[bytes], longest: int) -> Record:
     try:
-        content = join_chunks(read_chunks(file.path, advance), longest)
+        content = join_chunks(chunks, longest)
     except DamagedFileError as damage:
         return Record(Damage(str(damage), ""), file.name)
-    return Record(_too_large(longest) if content is None else content, file.name)
+    return Record(too_large(longest) if content is None else content, file.name)
 
 
-def _read_pieces(file: SourceFile, separator: bytes, longest: int, advance: Advance) -> Iterator[Record]:
+def _read_pieces(
+    file: SourceFile, chunks: Iterator[bytes], separator: bytes, longest: int
+) -> Iterator[Record]:
     number = file.first
     try:
-        raw = read_chunks(file.path, advance, file.start, file.end)
-        for piece in split_chunks(raw, separator, longest):
+        for piece in split_chunks(chunks, separator, longest):
             number += 1
-            yield Record(_too_large(longest) if piece is None else piece, file.name, number)
+            yield Record(too_large(longest) if piece is None else piece, file.name, number)
     except DamagedFileError as damage:
         yield Record(Damage(str(damage), ""), file.name, number + 1)
 
 
-def _read_parquet(section: SourceSection, file: SourceFile) -> Iterator[Record]:
-    number = 0
-    try:
-        rows = _datasets().load_dataset(
-            "parquet", data_files={"train": [str(file.path)]}, split="train", streaming=True
-        )
-        names = rows.column_names
-        if names is None or section.field in names:
-            for row in rows.select_columns([section.field]):
-                number += 1
-                yield Record(row[section.field], file.name, number)
-            return
-    except Exception as error:  # pyarrow and datasets raise many kinds for a file that is no parquet
-        yield Record(Damage("damaged parquet file", str(error)), file.name, number + 1)
-        return
-    raise DataError(
-        f"{file.path} has no column '{section.field}' (it has {', '.join(names)}): set sources.….field"
-    )
-
-
-def _read_hub(source: Source) -> Iterator[Record]:
+def _read_hub(source: Source, longest: int) -> Iterator[Record]:
     section = source.section
     name = section.label
+    field = f"sources.{source.number}.hub = {name!r}"
     try:
         rows = _datasets().load_dataset(
-            section.hub, section.subset, split=section.split, revision=source.revision, streaming=True
+            section.hub,
+            section.subset,
+            split=section.split,
+            revision=source.revision,
+            streaming=section.streaming,
         )
     except Exception as error:  # each of many kinds means the same to the user
-        raise DataError(f"sources.{source.number}.hub = {name!r} can't be opened: {error}") from error
-    names = rows.column_names
-    if names is not None and section.field not in names:
-        raise DataError(
-            f"sources.{source.number}.hub = {name!r} has no column '{section.field}' "
-            f"(it has {', '.join(names)}): set sources.{source.number}.field"
-        )
+        raise DataError(f"{field} can't be opened: {error}") from error
+    if rows.column_names is not None:  # other columns, pictures perhaps, are not even decoded
+        rows = rows.select_columns(chosen_columns(rows.column_names, section.columns, field))
     for number, row in enumerate(rows, start=1):
-        yield Record(row.get(section.field), name, number)
+        yield Record(within(row, longest), name, number)
 
 
 def _hub_revision(section: SourceSection, field: str) -> str:

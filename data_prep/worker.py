@@ -94,8 +94,9 @@ def documents_of(
     batch: Batch, corpus: CorpusConfig, steps: list[Step | CorpusWideStep], tally: Tally
 ) -> list[Document]:
     """The documents of a batch that all steps let through."""
-    key = corpus.sources[batch.source].field
-    return list(apply_steps(steps, parse(batch.records, batch.encoding, key, tally), tally))
+    source = corpus.sources[batch.source]
+    parsed = parse(batch.records, batch.encoding, source.field, tally, source.named_meta)
+    return list(apply_steps(steps, parsed, tally))
 
 
 _worker: Worker | None = None  # one per process, made by `start`

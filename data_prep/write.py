@@ -57,6 +57,7 @@ def write_shards(
             documents[result.source] += len(encoded.lengths)
             tokens[result.source] += len(encoded.tokens)
         tell("tokenizing", result.read_bytes, reader.total_bytes)
+    tally.refuse_above(corpus.max_reject_fraction)
     splits = {split: writer.close() for split, writer in writers.items()}
     _refuse_empty(tally, {name: entry.documents for name, entry in splits.items()}, corpus)
     dtype = token_dtype(tokenizer.vocab_size).name

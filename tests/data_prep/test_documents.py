@@ -13,11 +13,11 @@ from llmtrain.errors import DataError
 GOOD = [
     b'{"text": "fine"}',
     b'{"text": "nul \\u0000 byte"}',
-    b'{"text": "a", "text": "b"}',
     b'{"text": "x"}\r',
 ]
 BAD = {
     "broken JSON": [b'{"text": "cut', b"[" * 100_000, b"{'text': 1}"],
+    "duplicate JSON key": [b'{"text": "a", "text": "b"}', b'{"text": "a", "m": {"k": 1, "k": 1}}'],
     "not UTF-8": [b'{"text": "\xff\xfe"}'],
     "not a JSON object": [b'["text"]', b'"text"', b"3", b"null"],
     "no field 'text'": [b'{"txt": "x"}', b'{"text": null}', b"{}"],

@@ -1,0 +1,94 @@
+"""Packed files: gzip, zstd, bz2 and xz, unpacked in pieces of bounded size, bombs too."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import zstandard
+
+CHUNK_BYTES = 1 << 20
+PACKED_CHUNK_BYTES = 1 << 14
+XZ_MEMORY_BYTES = 1 << 28  # a file may ask for more (xz -9 asks for 65 MiB) and is refused
+
+
+class DamagedFileError(Exception):
+    """A file that can't be read to its end; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a packed file is unpacked: its name, a decompressor of one member, and how many bytes it is fed.
+
+    A bomb stays bounded: 16 KiB of gzip become 16 MiB at most, 512 bytes of zstd (128 blocks of one repeated
+    byte) too; bz2 and xz, which pack a million to one, stop by themselves at CHUNK_BYTES.
+    """
+
+    name: str
+    start: Callable[[], Any]
+    feed: int = PACKED_CHUNK_BYTES
+
+
+PACKINGS = {
+    ".gz": Packing("gzip", lambda: zlib.decompressobj(wbits=31)),
+    ".zst": Packing("zstd", lambda: zstandard.ZstdDecompressor().decompressobj(), feed=512),
+    ".bz2": Packing("bz2", bz2.BZ2Decompressor),
+    ".xz": Packing("xz", lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)),
+}
+_BROKEN = (zlib.error, zstandard.ZstdError, lzma.LZMAError, ValueError, OSError)
+
+
+def unpack(raw: Iterator[bytes], packing: Packing) -> Iterator[bytes]:
+    """What the members or frames hold, back to back, in pieces of about CHUNK_BYTES.
+
+    Raises DamagedFileError where it can't go on; an end in the middle of a member is damage, not an end.
+    """
+    return _gathered(_members(raw, packing))
+
+
+def _members(raw: Iterator[bytes], packing: Packing) -> Iterator[bytes]:
+    member, members = None, 0
+    for chunk in raw:
+        while chunk:
+            if member is None and members and not (chunk := chunk.lstrip(b"\0")):
+                break  # zeros after a member fill up a block
+            if member is None:
+                member, members = packing.start(), members + 1
+            fed, chunk = chunk[: packing.feed], chunk[packing.feed :]
+            try:
+                yield from _expanded(member, fed)
+            except _BROKEN:
+                raise DamagedFileError(f"damaged {packing.name} file") from None
+            if member.eof:
+                chunk, member = member.unused_data + chunk, None
+    if member is not None or not members:
+        raise DamagedFileError(f"truncated {packing.name} file")
+
+
+def _expanded(member: Any, packed: bytes) -> Iterator[bytes]:
+    if not isinstance(member, bz2.BZ2Decompressor | lzma.LZMADecompressor):
+        yield member.decompress(packed)
+        return
+    yield member.decompress(packed, CHUNK_BYTES)
+    while not (member.eof or member.needs_input):
+        yield member.decompress(b"", CHUNK_BYTES)
+
+
+def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Small pieces joined to about CHUNK_BYTES."""
+    held, size = [], 0
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            size += len(chunk)
+            if size >= CHUNK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    except DamagedFileError:
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
