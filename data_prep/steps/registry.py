@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import model_validator
 
 from data_prep.documents import Document, Tally
-from data_prep.steps import length
+from data_prep.steps import dedup, length, minhash
+from data_prep.steps.dedup import Dedup
 from data_prep.steps.length import Length
+from data_prep.steps.minhash import MinHash
 from data_prep.steps.step import CorpusWideStep, Step
 from llmtrain.config.schema import Section
 
@@ -18,6 +20,8 @@ class StepSection(Section):
     """One step, named by its key: `- length: {min_chars: 200}`."""
 
     length: Length | None = None
+    dedup: Dedup | None = None
+    minhash: MinHash | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> StepSection:
@@ -31,7 +35,11 @@ class StepSection(Section):
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
-_MAKERS: dict[str, Callable[[Any], Step | CorpusWideStep]] = {"length": length.make}
+_MAKERS: dict[str, Callable[[Any], Step | CorpusWideStep]] = {
+    "length": length.make,
+    "dedup": dedup.make,
+    "minhash": minhash.make,
+}
 
 
 def make_steps(sections: Sequence[StepSection]) -> list[Step | CorpusWideStep]:
