@@ -37,6 +37,7 @@ class Spec:
     precision: str
     deepspeed: str
     folder: str
+    turns: bool = False  # wait for a line on stdin before each timed step, so that others run in between
 
     @property
     def accumulation(self) -> int:
@@ -67,31 +68,39 @@ class RandomRows:
 class Stopwatch:
     """Wall and CPU time of the steps after the warm-up; the device is waited for at both ends, not between.
 
-    CPU time (of all threads) is what counts on a machine that others use too, with one thread.
+    CPU time (of all threads) is what counts on a machine that others use too, with one thread. Taking turns,
+    every timed step is measured alone, from the line that allows it to its end.
     """
 
     def __init__(self, spec: Spec):
-        self.warmup, self.steps = spec.warmup, spec.steps
-        self.began = self.cpu_began = self.warm_s = self.seconds = self.cpu_seconds = 0.0
+        self.warmup, self.last, self.turns = spec.warmup, spec.warmup + spec.steps, spec.turns
+        self.began = self.cpu_began = self.warm_s = 0.0
         self.start = time.perf_counter()
+        self.seconds: list[float] = []  # per step: one entry, or one per turn
+        self.cpu_seconds: list[float] = []
 
     def after_step(self, done: int) -> None:
         """Called after each step with how many are done."""
         import torch
 
-        if done not in (self.warmup, self.warmup + self.steps):
+        if not (done in (self.warmup, self.last) or (self.turns and self.warmup < done < self.last)):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if done == self.warmup:
-            self.began, self.warm_s = now, now - self.start
-            self.cpu_began = time.process_time()
+            self.warm_s = now - self.start
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
         else:
-            self.seconds = (now - self.began) / self.steps
-            self.cpu_seconds = (time.process_time() - self.cpu_began) / self.steps
+            steps = 1 if self.turns else self.last - self.warmup
+            self.seconds.append((now - self.began) / steps)
+            self.cpu_seconds.append((cpu - self.cpu_began) / steps)
+        if self.turns and done < self.last:
+            print("\nTURN", flush=True)
+            sys.stdin.readline()
+            now, cpu = time.perf_counter(), time.process_time()
+        self.began, self.cpu_began = now, cpu
 
 
 def peaks() -> dict[str, int]:
@@ -357,9 +366,10 @@ def main() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     watch = Stopwatch(spec)
     losses = CONTESTANTS[spec.contestant.partition(":")[0]](spec, watch)
-    times = {"step_s": watch.seconds, "cpu_s": watch.cpu_seconds, "warmup_s": watch.warm_s}
-    result = {"losses": losses, **times, **peaks()}
-    print("\nRESULT " + json.dumps(result), flush=True)
+    result = {"losses": losses, "warmup_s": watch.warm_s, **peaks()}
+    times = zip(watch.seconds, watch.cpu_seconds, strict=True)
+    rounds = [{**result, "step_s": wall, "cpu_s": cpu} for wall, cpu in times]
+    print("\nRESULT " + json.dumps(rounds or [{**result, "step_s": 0.0, "cpu_s": 0.0}]), flush=True)
     os._exit(0)  # leaving DeepSpeed's and gloo's threads to a regular exit can take seconds
 
 

@@ -3,8 +3,10 @@
     python benchmarks/step_time.py --model 1.3b --seq 4096 --rows 16 --micro 4
 
 Every contestant runs in its own process, one at a time, in rounds (A B C, A B C, …), so that a machine that
-slows down slows them all. All start from the same weights and see the same rows; their loss curves must
-agree, or the comparison is void and the exit status is 1. Prints Markdown.
+slows down slows them all. With --turns they live side by side and take turns step by step, which a noisy
+machine needs and which asks for memory for all of them. Ratios are medians over rounds (or turns) of what
+was measured next to each other. All start from the same weights and see the same rows; their loss curves
+must agree, or the comparison is void and the exit status is 1. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ HERE = Path(__file__).parent
 LOSS_BAND = {"fp32": 1e-4, "bf16": 1e-2}
 
 COLUMNS = (
-    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "CPU s/step", "CPU × bare",
-    "TFLOP/s FULL", "CAUSAL", "MFU FULL", "CAUSAL", "FULL of measured matmul", "peak memory GiB", "warm-up s",
+    "contestant", "s/step, median", "min to max", "tokens/s", "× bare", "× tuned Trainer",
+    "CPU s/step", "CPU × bare", "TFLOP/s FULL", "CAUSAL", "MFU FULL", "CAUSAL",
+    "FULL of measured matmul", "peak memory GiB", "warm-up s",
 )  # fmt: skip
 LEGEND = (
     "`llmtrain:MODE`: this project's engine with `kernels: MODE`",
@@ -70,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--deepspeed", default="zero1", help="zero0 to zero3, for llmtrain and for Trainer")
     parser.add_argument("--kernels", nargs="+", default=["auto"], help="llmtrain's kernel modes to time")
     parser.add_argument("--no-trainer", action="store_true")
+    parser.add_argument("--turns", action="store_true", help="side by side, in turns of one step; one round")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (1 on a machine that others use too)"
     )
@@ -100,22 +104,60 @@ def save_initial_weights(preset: Preset, folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def run_contestant(spec: Spec, args: argparse.Namespace) -> Round:
-    """One contestant, one round, in a fresh process."""
+def started(spec: Spec, args: argparse.Namespace) -> subprocess.Popen[str]:
+    """A contestant in a fresh process."""
     path = Path(spec.folder) / "spec.json"
     path.write_text(json.dumps(asdict(spec)))
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["OMP_NUM_THREADS"] = str(args.threads)
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, str(HERE / "contestants.py"), str(path)],
-        env=environment, capture_output=True, text=True, timeout=args.timeout,
+        env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=open(Path(spec.folder) / f"{spec.contestant}.err", "w"),
     )  # fmt: skip
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not results:
-        raise SystemExit(f"{spec.contestant} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return Round(**json.loads(results[-1].removeprefix("RESULT ")))
+
+
+def rest(process: subprocess.Popen[str], spec: Spec, timeout: float) -> list[Round]:
+    """What a contestant says at its end."""
+    told, _ = process.communicate(timeout=timeout)
+    results = [line for line in told.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not results:
+        error = (Path(spec.folder) / f"{spec.contestant}.err").read_text()
+        raise SystemExit(f"{spec.contestant} failed:\n{told[-2000:]}\n{error[-4000:]}")
+    return [Round(**each) for each in json.loads(results[-1].removeprefix("RESULT "))]
+
+
+def ready(process: subprocess.Popen[str]) -> None:
+    """Returns when a contestant waits for its turn, or has ended."""
+    assert process.stdout is not None, "started without a pipe"
+    while (line := process.stdout.readline()) and line != "TURN\n":
+        pass
+
+
+def take_turns(specs: dict[str, Spec], args: argparse.Namespace) -> dict[str, list[Round]]:
+    """All contestants side by side, each in turn for one step while the others sleep."""
+    running: dict[str, subprocess.Popen[str]] = {}
+    results: dict[str, list[Round]] = {}
+    try:
+        for name, spec in specs.items():
+            running[name] = started(spec, args)
+            ready(running[name])
+            print(f"{name} is ready", file=sys.stderr, flush=True)
+        for turn in range(args.steps):
+            for name, process in running.items():
+                assert process.stdin is not None, "started without a pipe"
+                process.stdin.write("\n")
+                process.stdin.flush()
+                if turn + 1 < args.steps:
+                    ready(process)
+                else:
+                    results[name] = rest(process, specs[name], args.timeout)
+        return results
+    finally:
+        for process in running.values():
+            process.kill()
 
 
 def contestants(args: argparse.Namespace) -> list[str]:
@@ -125,23 +167,35 @@ def contestants(args: argparse.Namespace) -> list[str]:
 
 
 def measure(args: argparse.Namespace, preset: Preset, folder: Path) -> tuple[dict[str, list[Round]], float]:
-    """All rounds of all contestants, and the device's matmul rate in FLOP/s."""
+    """All rounds (or turns) of all contestants, and the device's matmul rate in FLOP/s."""
     weights = folder / "weights"
     save_initial_weights(preset, weights)
     base = Spec(
         "", str(weights), preset.config, preset.seq, preset.rows, preset.micro,
-        args.warmup, args.steps, args.precision, args.deepspeed, str(folder),
+        args.warmup, args.steps, args.precision, args.deepspeed, str(folder), args.turns,
     )  # fmt: skip
-    rounds: dict[str, list[Round]] = {name: [] for name in contestants(args)}
+    specs = {name: replace(base, contestant=name) for name in contestants(args)}
+    rounds: dict[str, list[Round]] = {name: [] for name in specs}
     matmul = []
-    for number in range(args.rounds):
-        matmul.append(run_contestant(replace(base, contestant="matmul"), args).losses[0])
-        for name in rounds:
-            rounds[name].append(run_contestant(replace(base, contestant=name), args))
+    for number in range(1 if args.turns else args.rounds):
+        alone = replace(base, contestant="matmul", turns=False)
+        matmul.append(rest(started(alone, args), alone, args.timeout)[0].losses[0])
+        if args.turns:
+            return take_turns(specs, args), matmul[0]
+        for name, spec in specs.items():
+            rounds[name] += rest(started(spec, args), spec, args.timeout)
             last = rounds[name][-1]
             told = f"{last.step_s:.4f} s/step, {last.cpu_s:.4f} s of CPU"
             print(f"round {number + 1}/{args.rounds} {name}: {told}", file=sys.stderr, flush=True)
     return rounds, statistics.median(matmul)
+
+
+def faster(these: list[Round], than: list[Round] | None, kind: str = "step_s") -> str:
+    """How much faster, as the median of the ratios within each round."""
+    if than is None:
+        return "-"
+    pairs = zip(these, than, strict=True)
+    return f"{statistics.median(getattr(other, kind) / getattr(this, kind) for this, other in pairs):.3f}"
 
 
 def table(args: argparse.Namespace, preset: Preset, rounds: dict[str, list[Round]], matmul: float) -> str:
@@ -150,8 +204,7 @@ def table(args: argparse.Namespace, preset: Preset, rounds: dict[str, list[Round
     assert shape is not None, "a preset is a model whose shape is known"
     full, causal = (flops_per_token(shape, preset.seq, convention) for convention in ("full", "causal"))
     peak = peak_flops(device_name(), args.precision)
-    bare = statistics.median(round.step_s for round in rounds["bare"])
-    bare_cpu = statistics.median(round.cpu_s for round in rounds["bare"])
+    bare, tuned = rounds["bare"], rounds.get("trainer:tuned")
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for name, done in rounds.items():
         times = [round.step_s for round in done]
@@ -159,7 +212,7 @@ def table(args: argparse.Namespace, preset: Preset, rounds: dict[str, list[Round
         rate = preset.rows * preset.seq / median
         cells = [name, f"{median:.4f}", f"{min(times):.4f} to {max(times):.4f}", f"{rate:,.0f}"]
         cpu = statistics.median(round.cpu_s for round in done)
-        cells += [f"{bare / median:.3f}", f"{cpu:.4f}", f"{bare_cpu / cpu:.3f}"]
+        cells += [faster(done, bare), faster(done, tuned), f"{cpu:.4f}", faster(done, bare, "cpu_s")]
         cells += [f"{rate * full / 1e12:.4g}", f"{rate * causal / 1e12:.4g}"]
         cells += [f"{rate * flops / peak:.1%}" if peak else "-" for flops in (full, causal)]
         cells += [f"{rate * full / matmul:.1%}", memory(done)]
@@ -192,11 +245,16 @@ def notes(args: argparse.Namespace, preset: Preset, matmul: float, agreement: st
     said = (
         f"{peak / 1e12:,.1f} TFLOP/s (dense, from the data sheet)" if peak else "none known for this device"
     )
+    order = (
+        f"the contestants side by side, in turns of one step, {args.steps} turns after {args.warmup} steps"
+        if args.turns
+        else f"{args.rounds} rounds, each contestant in its own process; {args.warmup} steps of warm-up, "
+        f"then {args.steps} timed"
+    )
     lines = [
         f"model `{args.model}`, {args.precision}, DeepSpeed `{args.deepspeed}`, 1 rank; {preset.rows} rows "
         f"of {preset.seq} tokens per step, {preset.micro} per forward pass; random tokens, no recomputation",
-        f"{args.rounds} rounds, each contestant in its own process with {args.threads} CPU threads; "
-        f"{args.warmup} steps of warm-up, then {args.steps} timed",
+        f"{order}; {args.threads} CPU threads each; ratios are medians of those within a round or turn",
         f"FULL = 6N + 12·L·d·s FLOP per token, CAUSAL = 6N + 6·L·d·s; peak {said}; "
         f"matmul rate measured beside them {matmul / 1e12:.4g} TFLOP/s",
         *LEGEND,

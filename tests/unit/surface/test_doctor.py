@@ -21,6 +21,23 @@ def test_a_machine_is_examined_from_the_command_line(capsys: pytest.CaptureFixtu
     assert status == 0
 
 
+def test_two_ranks_that_can_not_meet_are_told_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def in_use(device: str) -> tuple[list[int | None], list[str]]:
+        tried.append(device)
+        return [1, None], ["RuntimeError: the port is in use", "a last word"]
+
+    monkeypatch.setattr(doctor, "_two_ranks", in_use)
+    assert "no answer in" in doctor._reduce_over("cpu").text
+    assert tried == ["cpu", "cpu"], "a port that was taken in between is no verdict"
+    monkeypatch.setattr(doctor, "_two_ranks", lambda device: ([0, -6], ["ImportError: no gloo", "bye"]))
+    found = doctor._reduce_over("cpu")
+    assert (found.state, found.text) == ("bad", "the ranks ended with 0 and -6: ImportError: no gloo")
+
+
 def test_a_stale_build_lock_is_found_with_age_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
