@@ -10,10 +10,12 @@ cache, as they are after a first epoch: what is measured is the loader, not the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import machine, publish  # noqa: E402
 
-from llmtrain.config.schema import DataSource  # noqa: E402
+from llmtrain.config.schema import DataSource, PackingName  # noqa: E402
 from llmtrain.data.batches import Batches  # noqa: E402
 from llmtrain.data.manifest import (  # noqa: E402
     TOKENIZER,
@@ -81,15 +83,14 @@ def make_dataset(folder: Path, tokens: int, vocab_size: int) -> None:
     write_manifest(folder, manifest)
 
 
-def measure(folder: Path, seq_len: int, rows: int, micro: int, mask: bool, seconds: float) -> float:
+def measure(batches: Batches, micro: int, seconds: float) -> float:
     """Tokens per second over at least `seconds`, after one step that is not counted."""
-    batches = Batches([DataSource(path=str(folder))], seq_len, rows, seed=1, mask_documents=mask)
     read_step(batches, 0, micro)
     step, began = 1, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or step == 1:
         read_step(batches, step, micro)
         step += 1
-    return (step - 1) * rows * seq_len / spent
+    return (step - 1) * batches.rows_per_step * batches.seq_len / spent
 
 
 def read_step(batches: Batches, step: int, micro: int) -> None:
@@ -115,16 +116,19 @@ def main() -> None:
         f"{chosen.tokens / 1e6:.0f} M tokens of uint16 in {SHARDS} shards; rows of {chosen.seq_len} tokens, "
         f"{chosen.rows} per step, read {chosen.micro} at a time.",
         "",
-        "| mask_documents | M tokens/s |",
-        "|---|---:|",
+        "| packing | mask_documents | M tokens/s | padding | cropped |",
+        "|---|---|---:|---:|---:|",
     ]
     slowest = float("inf")
     with tempfile.TemporaryDirectory() as folder:
         make_dataset(Path(folder), chosen.tokens, 50_000)
-        for mask in (False, True):
-            rate = measure(Path(folder), chosen.seq_len, chosen.rows, chosen.micro, mask, chosen.seconds)
+        for packing, mask in itertools.product(get_args(PackingName), (False, True)):
+            source = DataSource(path=folder)
+            batches = Batches([source], chosen.seq_len, chosen.rows, 1, mask, packing)
+            rate = measure(batches, chosen.micro, chosen.seconds)
             slowest = min(slowest, rate)
-            lines.append(f"| {str(mask).lower()} | {rate / 1e6:.1f} |")
+            shares = f"{batches.padded:.3%} | {batches.lost:.3%}"
+            lines.append(f"| {packing} | {str(mask).lower()} | {rate / 1e6:.1f} | {shares} |")
     lines += ["", f"Goal {GOAL / 1e6:.0f} M tokens/s: {'met' if slowest >= GOAL else 'missed'}."]
     command = "python " + " ".join(["benchmarks/loader.py", *sys.argv[1:]])
     publish("Tokens per second from shards to arrays", command, "\n".join(lines), chosen.record)

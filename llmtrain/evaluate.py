@@ -17,8 +17,9 @@ import numpy as np
 
 from llmtrain.config.load import load_run
 from llmtrain.config.schema import DataSource, RunConfig
-from llmtrain.data.batches import PackedRows, held_out, row_count
+from llmtrain.data.batches import held_out
 from llmtrain.data.dataset import Dataset, open_dataset
+from llmtrain.data.packed import PackedRows
 from llmtrain.data.rows import IGNORED
 from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError, Problem
 from llmtrain.plan.batch import TOKENS_PER_MICRO
@@ -112,8 +113,9 @@ def evaluate_folder(
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_SEQ_LEN
     length = seq_len or (run.data.seq_len if run else min(DEFAULT_SEQ_LEN, longest))
     source = DataSource(path=data, split=split)
-    wanted = rows or (run.eval.rows if run else row_count(open_dataset(data, split), length))
-    held = held_out([source], length, wanted, run.data.mask_documents if run else True)
+    wanted = rows or (run.eval.rows if run else None)
+    how = (run.data.mask_documents, run.data.packing) if run else (True, "concat")
+    held = held_out([source], length, wanted, *how)
     check_vocabulary(subject, config, held.datasets[0])
     size = text_bytes(held, held.datasets[0].tokenizer_folder)
     stage = load_stage(subject, config)

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from llmtrain import __version__
 from llmtrain.config.load import load_run
 from llmtrain.config.world import World, world_from_environment
-from llmtrain.data.batches import Batches, PackedRows
+from llmtrain.data.batches import Batches
+from llmtrain.data.packed import PackedRows
 from llmtrain.errors import CheckpointError, EngineError, LlmtrainError, StopRequested
 from llmtrain.plan.compute import flops_per_token, peak_flops
 from llmtrain.plan.model_shape import shape_of

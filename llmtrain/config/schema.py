@@ -22,6 +22,7 @@ def _number_from_text(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number_from_text)]
+PackingName = Literal["concat", "best_fit", "best_fit_crop"]  # what each is: `llmtrain.data.packing`
 
 
 class Section(BaseModel):
@@ -58,7 +59,7 @@ class DataSection(Section):
     train: tuple[DataSource, ...] = Field(min_length=1)
     eval: tuple[DataSource, ...] = ()
     seq_len: int = Field(default=1024, ge=2)
-    packing: Literal["concat"] = "concat"
+    packing: PackingName = "concat"
     mask_documents: bool = True
 
 

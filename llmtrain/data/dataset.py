@@ -79,26 +79,31 @@ class Dataset:
             for k in range(first, last + 1)
         ]
 
-    def windows(self, starts: np.ndarray, length: int) -> list[np.ndarray]:
-        """`length` tokens from each of `starts`: views of the mapped shards, a copy where one ends inside."""
-        return self._windows([shard.tokens for shard in self.shards], starts, length)
+    def windows(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """`lengths` (≥ 1) tokens from `starts`: views of the mapped shards, a copy where one ends inside."""
+        return self._windows([shard.tokens for shard in self.shards], starts, lengths)
 
-    def masks(self, starts: np.ndarray, length: int) -> list[np.ndarray]:
+    def masks(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """As `windows`, of a masked dataset's marks: 1 where the token there is trained on."""
         marks = [shard.mask for shard in self.shards if shard.mask is not None]
         assert len(marks) == len(self.shards), f"{self.folder} has no masks"
-        return self._windows(marks, starts, length)
+        return self._windows(marks, starts, lengths)
 
-    def _windows(self, arrays: list[np.ndarray], starts: np.ndarray, length: int) -> list[np.ndarray]:
+    def _windows(self, arrays: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         first = np.searchsorted(self._starts, starts, side="right") - 1
-        inside = starts + length <= self._starts[first + 1]
+        inside = starts + lengths <= self._starts[first + 1]
         offsets = starts - self._starts[first]
         return [
             arrays[shard][offset : offset + length]
             if whole
             else np.concatenate(self._pieces(arrays, start, start + length))
-            for shard, offset, whole, start in zip(
-                first.tolist(), offsets.tolist(), inside.tolist(), starts.tolist(), strict=True
+            for shard, offset, length, whole, start in zip(
+                first.tolist(),
+                offsets.tolist(),
+                lengths.tolist(),
+                inside.tolist(),
+                starts.tolist(),
+                strict=True,
             )
         ]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.load import LoadedRun, load_run
-from llmtrain.data.batches import Batches, PackedRows, held_out
+from llmtrain.data.batches import Batches, held_out
+from llmtrain.data.packed import PackedRows
 from llmtrain.data.vocabulary import TOKENIZER_JSON, token_numbers
 from llmtrain.errors import DataError
 from llmtrain.plan.plan import Plan, make_plan
@@ -28,10 +29,11 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     loaded = load_run(path, overrides)
     plan = make_plan(loaded, ranks, device)
     data = plan.run.data
-    batches = Batches(data.train, data.seq_len, plan.batch.rows, plan.run.seed, data.mask_documents)
+    how = (data.mask_documents, data.packing)
+    batches = Batches(data.train, data.seq_len, plan.batch.rows, plan.run.seed, *how)
     evaluation = None
     if data.eval:
-        evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, data.mask_documents)
+        evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, *how)
     check_tokenizers(loaded, batches, evaluation)
     return PreparedRun(loaded, plan, batches, evaluation)
 

@@ -66,6 +66,7 @@ class Planned:
     memory: Memory | None
     device_bytes: int | None
     epoch_tokens: int | None
+    packed: str  # what the packing makes of the data, in words
     unknown: tuple[str, ...]  # sentences: what could not be worked out, and why
 
     @property
@@ -128,7 +129,8 @@ class Planned:
             ),
             (
                 "run",
-                f"{schedule.steps:,} steps = {self.tokens:,} tokens{self._epochs()}\nlearning rate: "
+                f"{schedule.steps:,} steps = {self.tokens:,} tokens{self._epochs()}{self.packed}\n"
+                "learning rate: "
                 f"{schedule.warmup_steps} steps up to {schedule.peak_lr:g}, {schedule.decay} to "
                 f"{schedule.min_lr:g}",
             ),
@@ -223,7 +225,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
         )
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None
-    return Planned(plan, name, shape, memory, size, epoch, tuple(unknown))
+    return Planned(plan, name, shape, memory, size, epoch, _packed(batches), tuple(unknown))
 
 
 def _device(name: str) -> tuple[str, int | None]:
@@ -242,10 +244,21 @@ def _batches(plan: Plan, unknown: list[str]) -> Batches | None:
     run: RunConfig = plan.run
     data = run.data
     try:
-        return Batches(data.train, data.seq_len, plan.batch.rows, run.seed, data.mask_documents)
+        how = (data.mask_documents, data.packing)
+        return Batches(data.train, data.seq_len, plan.batch.rows, run.seed, *how)
     except DataError as error:
         unknown.append(f"epochs: {error}")
         return None
+
+
+def _packed(batches: Batches | None) -> str:
+    """What is cropped, left over or padded; empty for plain concatenation, which does next to nothing."""
+    if batches is None or batches.packing == "concat":
+        return ""
+    return (
+        f"\n{batches.rows_per_epoch:,} rows by {batches.packing}: {batches.padded:.3%} of them padding, "
+        f"{batches.lost:.3%} of the tokens cropped"
+    )
 
 
 def _model_config(model: ModelSection, unknown: list[str]) -> Mapping[str, Any]:
