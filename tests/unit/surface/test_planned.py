@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,15 @@ def test_an_unknown_device_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--device = 'h2000' .*did you mean 'h200'?"):
         planned(path, [], 1, "h2000")
     assert planned(path, [], 1, "NVIDIA H100 80GB HBM3").device_bytes == 80 * 10**9
+
+
+def test_a_packing_says_what_it_pads_and_crops(tmp_path: Path, own_dataset: Path) -> None:
+    path = str(write_run(tmp_path, own_dataset))
+    for packing in ("best_fit", "best_fit_crop"):
+        text = planned(path, [f"data.packing={packing}"], 1, "cpu").as_text()
+        padded, cropped = re.search(
+            rf"rows by {packing}: ([\d.]+)% .*, ([\d.]+)% of the tokens", text
+        ).groups()  # type: ignore[union-attr]
+        assert (float(padded) > 0) is (packing == "best_fit")
+        assert (float(cropped) > 0) is (packing == "best_fit_crop")
+    assert "rows by" not in planned(path, [], 1, "cpu").as_text()
