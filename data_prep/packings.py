@@ -24,8 +24,8 @@ class DamagedFileError(Exception):
 class Packing:
     """How a packed file is unpacked: its name, a decompressor of one member, and how many bytes it is fed.
 
-    A bomb stays bounded: 16 KiB of gzip become 16 MiB at most, 512 bytes of zstd (128 blocks of one repeated
-    byte) too; bz2 and xz, which pack a million to one, stop by themselves at CHUNK_BYTES.
+    A bomb stays bounded: 4 KiB of gzip become 4 MiB at most, 256 bytes of zstd (64 blocks of one repeated
+    byte) 8 MiB; bz2 and xz, which pack a million to one, stop by themselves at CHUNK_BYTES.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Packing:
 
 
 PACKINGS = {
-    ".gz": Packing("gzip", lambda: zlib.decompressobj(wbits=31)),
-    ".zst": Packing("zstd", lambda: zstandard.ZstdDecompressor().decompressobj(), feed=512),
+    ".gz": Packing("gzip", lambda: zlib.decompressobj(wbits=31), feed=1 << 12),
+    ".zst": Packing("zstd", lambda: zstandard.ZstdDecompressor().decompressobj(), feed=256),
     ".bz2": Packing("bz2", bz2.BZ2Decompressor),
     ".xz": Packing("xz", lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)),
 }

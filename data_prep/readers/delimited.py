@@ -18,8 +18,9 @@ def read_delimited(
     rows = csv.reader(_lines(chunks, longest), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     chosen: list[tuple[str, int]] = []
+    unseen = 0  # lines that were too long for csv to count them
     while True:
-        number = rows.line_num + 1
+        number = rows.line_num + unseen + 1
         try:
             row = next(rows)
         except StopIteration:
@@ -28,7 +29,8 @@ def read_delimited(
             yield Record(Damage(str(damage), ""), file.name, number)
             return
         except csv.Error as error:
-            large = "field larger" in str(error) or "should return strings" in str(error)
+            unseen += "should return strings" in str(error)
+            large = "should return strings" in str(error) or "field larger" in str(error)
             why = too_large(longest) if large else Damage("broken CSV row", str(error))
             yield Record(why, file.name, number)
             if header is None:

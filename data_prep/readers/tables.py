@@ -6,6 +6,7 @@ this asks for the named columns only and holds one batch of rows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _read(
     except DataError:
         raise
     except OSError as error:
-        reason = f"unreadable file ({error.strerror})" if error.strerror else f"damaged {kind} file"
+        reason = f"unreadable file ({os.strerror(error.errno)})" if error.errno else f"damaged {kind} file"
         yield Record(Damage(reason, str(error)), file.name, number + 1)
     except Exception as error:  # pyarrow raises many kinds for a file that is none of its own
         yield Record(Damage(f"damaged {kind} file", str(error)), file.name, number + 1)

@@ -31,8 +31,10 @@ def read_warc(file: SourceFile, chunks: Iterator[bytes], longest: int) -> Iterat
                 used += 1
                 content = _block(stream, size, longest)
                 meta = _meta(head)
-                if isinstance(content, bytes) and kind == "response":
-                    content = _page(content, longest)
+                if isinstance(content, bytes):
+                    content = _page(content, longest) if kind == "response" else content
+                if isinstance(content, bytes) and len(content) > longest:
+                    content = too_large(longest)
                 encoding: Encoding = "html" if kind == "response" else "text"
                 yield encoding, Record(content, file.name, number, meta)
             elif stream.skip(size) < size:
@@ -105,8 +107,6 @@ def _page(response: bytes, longest: int) -> bytes | Damage:
             body = _inflated(body, head["content-encoding"].lower(), longest)
     except (ValueError, zlib.error):
         return Damage("broken HTTP body", "")
-    if len(body) > longest:
-        return too_large(longest)
     charset = next((text[8:].strip("\"' ") for text in parameters if text.startswith("charset=")), "utf-8")
     try:
         return body.decode(charset).encode()
