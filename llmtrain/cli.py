@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _data_verb(verbs)
+    _checkpoint_verb(verbs)
     train = _add(verbs, "train", _train, "train a run, or go on with it")
     _add_run(train)
     train.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default: 1)")
@@ -134,6 +135,25 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     show.add_argument("--seed", type=int, default=0)
 
 
+def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    checkpoint = verbs.add_parser(
+        "checkpoint", help="a run's checkpoints: list, look at, check, remove old ones"
+    )
+    actions = checkpoint.add_subparsers(metavar="ACTION", required=True, dest="action")
+    ls = _add(actions, "ls", _checkpoint, "the checkpoints of a run, newest first")
+    ls.add_argument("--verify", action="store_true", help="check every hash")
+    show = _add(actions, "show", _checkpoint, "step, origin, identity, files and probe of a checkpoint")
+    verify = _add(
+        actions, "verify", _checkpoint, "compare every file with its hash; status 1 if one is damaged"
+    )
+    prune = _add(actions, "prune", _checkpoint, "remove all but the newest good checkpoints")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="good checkpoints that stay")
+    for action in (ls, prune):
+        action.add_argument("what", metavar="run", help="a run folder")
+    for action in (show, verify):
+        action.add_argument("what", help="a run folder or a checkpoint folder")
+
+
 def _add(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, verb: Verb, text: str
 ) -> argparse.ArgumentParser:
@@ -177,6 +197,26 @@ def _data_show(arguments: argparse.Namespace) -> int:
     _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
     print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed))
     return 0
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    if arguments.action == "prune":
+        _at_least(1, {"--keep": arguments.keep})
+    from llmtrain.report.checkpoints import listed, pruned, shown, verified
+
+    what, good = Path(arguments.what), True
+    if arguments.action == "ls":
+        text = listed(what, arguments.verify)
+    elif arguments.action == "prune":
+        text = pruned(what, arguments.keep)
+    elif arguments.action == "show":
+        text = shown(what)
+    else:
+        text, good = verified(what)
+    print(text)
+    return 0 if good else 1
 
 
 def _train(arguments: argparse.Namespace) -> int:

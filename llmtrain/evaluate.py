@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def find_subject(what: str) -> Subject:
         return Subject(what, None, None)
     if not any((path / name).exists() for name in ("checkpoints", "COMMIT")) and not any(path.glob("rank-*")):
         raise CheckpointError(f"{what} is neither a run folder, nor a checkpoint, nor a Hugging Face folder")
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, lambda path, why: print(f"passed over {path}: {why}", file=sys.stderr))
     return Subject(str(checkpoint.path), checkpoint, load_run(checkpoint.path / "run.yaml").config)
 
 

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -227,11 +228,15 @@ def check_agreement(comm: Comm, job: Job) -> None:
         )
 
 
-def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> Checkpoint | None:
-    """Where the run goes on from. Raises CheckpointError when `resume` (must, never) does not allow it."""
-    from llmtrain.checkpoint import newest
+def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
+    """Where the run goes on from, and what it does not go on from, and why.
 
-    found = newest(folder.path, lambda path, why: log.warning("passed over %s: %s", path, why), comm)
+    Raises CheckpointError when `resume` (must, never) does not allow it.
+    """
+    from llmtrain.checkpoint import newest, passed_over
+
+    rejected: list[tuple[Path, str]] = []
+    found = newest(folder.path, lambda path, why: rejected.append((path, why)), comm)
     if resume == "must" and found is None:
         raise CheckpointError(f"--resume must: {folder.path} has no checkpoint to go on from")
     if resume == "never" and found is not None:
@@ -239,7 +244,7 @@ def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> Checkpoint | 
             f"--resume never: {folder.path} already holds step {found.step}; give another output_dir, "
             "or remove that folder to start over"
         )
-    return found
+    return found, [passed_over(path, why, found) for path, why in rejected]
 
 
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopSignal) -> None:
@@ -249,10 +254,14 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
 
     comm = join(world, job.plan.device)
     check_agreement(comm, job)
-    found = find_checkpoint(job.folder, resume, comm)
+    found, warnings = find_checkpoint(job.folder, resume, comm)
     if found is not None:
         found.check_matches(job.facts(0, 0))
     job.folder.log_to_file(comm.rank)
+    for warning in warnings:
+        log.warning("%s", warning)
+        if comm.rank == 0:
+            print(f"warning: {warning}", file=sys.stderr)
     run_log = open_log(job, comm.rank == 0, found)
     try:
         if found is not None and found.step >= job.plan.schedule.steps:

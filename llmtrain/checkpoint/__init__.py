@@ -2,7 +2,7 @@
 
 from llmtrain.checkpoint.background import SaveEnd, Saver
 from llmtrain.checkpoint.facts import CheckpointFacts
-from llmtrain.checkpoint.load import Checkpoint, newest, open_checkpoint
+from llmtrain.checkpoint.load import Checkpoint, newest, open_checkpoint, passed_over
 from llmtrain.checkpoint.probe import Probe, take_probe
 from llmtrain.checkpoint.save import save
 
@@ -14,6 +14,7 @@ __all__ = [
     "Saver",
     "newest",
     "open_checkpoint",
+    "passed_over",
     "save",
     "take_probe",
 ]

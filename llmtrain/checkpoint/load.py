@@ -76,7 +76,7 @@ class Checkpoint:
                 raise CheckpointError(f"{path} is not in the manifest: it is of another checkpoint")
         for entry in entries:
             check_file(self.path, entry, hashed=False)
-        share = sorted(entries, key=lambda entry: -entry.size)[comm.rank :: comm.size]
+        share = entries[comm.rank :: comm.size]  # its own file first: what it hashes now it will read next
         with ThreadPoolExecutor(_HASHERS, thread_name_prefix="verify") as pool:
             for done in [pool.submit(check_file, self.path, entry) for entry in share]:
                 done.result()
@@ -123,6 +123,14 @@ def newest(
             + "\nRestore one from a copy, or give the run a new output_dir to start at step 0"
         )
     return None
+
+
+def passed_over(path: Path, reason: str, found: Checkpoint | None) -> str:
+    """What to tell of a folder that `newest` passed over, and what was taken instead."""
+    instead = f"step {found.step} ({found.path.name})" if found else "no other"
+    if is_committed(path):
+        return f"{path.name} is damaged and not used: {reason}; {instead} is used instead"
+    return f"{path.name} is left over from a save that never finished, and not used"
 
 
 def open_checkpoint(what: Path, on_reject: Callable[[Path, str], None] | None = None) -> Checkpoint:

@@ -27,6 +27,16 @@ _SMALL = {
     "tie_word_embeddings": False,
 }
 MODELS: dict[str, dict[str, Any]] = {
+    "micro": {
+        "model_type": "llama",
+        **_SMALL,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
     "llama": {"model_type": "llama", **_SMALL},
     "llama-tied": {"model_type": "llama", **_SMALL, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **_SMALL, "head_dim": 8},

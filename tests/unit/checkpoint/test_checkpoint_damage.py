@@ -16,6 +16,8 @@ from fake_engine import make_facts, on_ranks, save_on, small_state
 
 from llmtrain.checkpoint import Checkpoint, newest, open_checkpoint
 from llmtrain.errors import CheckpointError
+from llmtrain.report.run_folder import RunFolder
+from llmtrain.train import find_checkpoint, warn
 
 RANK_0, RANK_1 = "rank-00000.safetensors", "rank-00001.safetensors"
 
@@ -248,3 +250,22 @@ def test_what_means_a_run_folder_or_a_checkpoint(run: Path) -> None:
     truncate(run / "checkpoints" / "step-00000003" / RANK_0)
     with pytest.raises(CheckpointError, match="rank-00000.safetensors has"):
         open_checkpoint(run / "checkpoints" / "step-00000003")
+
+
+def test_a_run_says_on_stderr_and_in_its_log_what_it_does_not_go_on_from(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(run / "checkpoints" / "step-00000004" / RANK_1, 8 * 900)
+    (run / "checkpoints" / "step-00000005").mkdir()
+    for rank, (found, warnings) in enumerate(
+        on_ranks(2, lambda comm: find_checkpoint(RunFolder(run), "auto", comm))
+    ):
+        assert found.step == 3
+        caplog.clear()
+        warn(warnings, rank)
+        told = [record.getMessage() for record in caplog.records]
+        assert told[0] == "step-00000005 is left over from a save that never finished, and not used"
+        assert told[1].startswith("step-00000004 is damaged and not used: ") and RANK_1 in told[1]
+        assert told[1].endswith("; step 3 (step-00000003) is used instead")
+        expected = "".join(f"warning: {text}\n" for text in told) if rank == 0 else ""
+        assert capsys.readouterr().err == expected
