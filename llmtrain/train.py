@@ -258,10 +258,7 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
     if found is not None:
         found.check_matches(job.facts(0, 0))
     job.folder.log_to_file(comm.rank)
-    for warning in warnings:
-        log.warning("%s", warning)
-        if comm.rank == 0:
-            print(f"warning: {warning}", file=sys.stderr)
+    warn(warnings, comm.rank)
     run_log = open_log(job, comm.rank == 0, found)
     try:
         if found is not None and found.step >= job.plan.schedule.steps:
@@ -270,6 +267,14 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
             work(job, comm, run_log, found, stop)
     finally:
         run_log.close()
+
+
+def warn(warnings: Sequence[str], rank: int) -> None:
+    """Says it in every rank's log, and once on stderr."""
+    for warning in warnings:
+        log.warning("%s", warning)
+        if rank == 0:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
