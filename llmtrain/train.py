@@ -71,7 +71,7 @@ def train(
     for step in range(start, steps):
         began = time.perf_counter()
         lr = plan.schedule.lr(step - skips.total)  # a skipped step does not advance the schedule
-        result = engine.train_step(batches.at(step), lr)
+        result = engine.train_step(batches.at(step), lr, step)
         seconds = time.perf_counter() - began
         votes: list[Any] = engine.comm.gather([stop.requested, engine.memory_bytes(), saver.state()])
         stopping, memory = any(asked for asked, _, _ in votes), max(held for _, held, _ in votes)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.draws import Draws
 from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
+from llmtrain.engine.replicas import differing_replica
 from llmtrain.engine.seam import BUFFER, Slice, SliceReader, StepResult
 from llmtrain.engine.slices import NamedParameter, open_state
 from llmtrain.errors import EngineError
@@ -35,10 +37,15 @@ class DeepSpeedEngineBase:
         self.dp_rank = dp_rank
         self._updates = 0
         self._gate_norm: float | None = None
+        self._draws = Draws(stage, plan.run.seed, dp_rank, comm.rank // plan.topology.dp)
         self._read_back()
+        if plan.run.precision == "fp16":
+            self._scaler().raise_error_at_min_scale = False  # `_result` says it in a sentence
         self._state = open_state(deepspeed_engine.optimizer, self._named(), dp_rank, plan.topology.dp)
         if unguarded(deepspeed_engine.optimizer):
             self._install_gate()
+        self._compare = False
+        self._install_comparison()
 
     @property
     def kernels(self) -> dict[str, str | bool]:
@@ -93,20 +100,45 @@ class DeepSpeedEngineBase:
         self.deepspeed._take_model_step = gated
         self.deepspeed.clip_fp32_gradients = lambda: None  # done, by the right norm
 
+    def _install_comparison(self) -> None:
+        """Puts the comparison of replicas in front of the update: later ZeRO would write them anew."""
+        original = self.deepspeed._take_model_step
+        zero_stage, dp = self.plan.topology.zero_stage, self.plan.topology.dp
+
+        def compared(*args: Any, **kwargs: Any) -> None:
+            if self._compare and zero_stage < 3 and dp > 1:
+                masters = self._state.slices() if zero_stage > 0 else iter(())
+                found = differing_replica(self.comm, dp, self._named(), masters)
+                if found:
+                    raise EngineError(found)
+            original(*args, **kwargs)
+
+        self.deepspeed._take_model_step = compared
+
     def _norm_group(self) -> Any:
         """The group over which gradient norms add up besides this rank's own; None without a pipeline."""
         return None
 
-    def _write_lr(self, lr: float) -> None:
+    def _begin(self, step: int, lr: float, compare: bool) -> dict[str, float]:
+        """Makes ready for a step; returns the loss scaler's state before it."""
+        self._compare = compare
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
+        self._draws.begin(step)
+        return self._scaler_state()
 
-    def _untrained(self) -> StepResult:
+    def _untrained(self, scaler: Mapping[str, float]) -> StepResult:
         """A step whose rows have no token to train on: nothing is computed, no weight and no moment moves."""
-        return StepResult(math.nan, math.nan, True, 0, self.loss_scale())
+        return StepResult(math.nan, math.nan, True, 0, scaler.get("cur_scale", 1.0))
 
-    def _result(self, loss: float, tokens: int, scale: float) -> StepResult:
-        """Reads what DeepSpeed did with the step and checks it against the loss."""
+    def _result(
+        self, loss: float, tokens: int, scaler: Mapping[str, float], withheld: bool = False
+    ) -> StepResult:
+        """Reads what DeepSpeed did with the step and checks it against the loss.
+
+        `scaler` is the loss scaler's state before the step. A withheld step's gradient was made NaN by
+        llmtrain itself, so the scaler must not learn from it.
+        """
         if self._gate_norm is not None:
             norm = self._gate_norm
             skipped = not math.isfinite(norm)
@@ -118,14 +150,35 @@ class DeepSpeedEngineBase:
             raise EngineError(
                 f"the loss is {loss}, yet DeepSpeed updated the weights: resume from a checkpoint"
             )
+        assert skipped or not withheld, "a step that was to be withheld has touched the weights"
         self._updates += not skipped
-        return StepResult(loss, norm, skipped, tokens, scale)
+        if withheld:
+            self._restore_scaler(scaler)
+        elif skipped and self._at_floor(scaler):
+            raise EngineError(
+                f"the fp16 loss scale is at its floor of {scaler['cur_scale']:g} and the gradients still "
+                "overflow; no weight was touched by this step. Lower optimizer.lr, or use precision: bf16"
+            )
+        return StepResult(loss, norm, skipped, tokens, scaler.get("cur_scale", 1.0), withheld)
 
-    def loss_scale(self) -> float:
-        """fp16's current scale, 1.0 otherwise."""
+    def _scaler_state(self) -> dict[str, float]:
+        """The loss scaler's bookkeeping; empty unless fp16."""
         if self.plan.run.precision != "fp16":
-            return 1.0
-        return float(self._scaler().cur_scale)
+            return {}
+        scaler = self._scaler()
+        return {field: float(getattr(scaler, field)) for field in _SCALER_FIELDS if hasattr(scaler, field)}
+
+    def _restore_scaler(self, state: Mapping[str, float]) -> None:
+        if self.plan.run.precision == "fp16":
+            scaler = self._scaler()
+            for field in _SCALER_FIELDS:
+                if field in state and hasattr(scaler, field):
+                    setattr(scaler, field, type(getattr(scaler, field))(state[field]))
+
+    def _at_floor(self, state: Mapping[str, float]) -> bool:
+        """Whether an overflow in this state could not lower the scale any more."""
+        floor = getattr(self._scaler(), "min_scale", None) if state else None
+        return floor is not None and state["cur_scale"] <= floor and state.get("cur_hysteresis", 1) <= 1
 
     def _scaler(self) -> Any:
         optimizer = self.deepspeed.optimizer
@@ -146,11 +199,7 @@ class DeepSpeedEngineBase:
 
     def scalars(self) -> dict[str, float]:
         """Updates taken, and the loss scaler's state under fp16."""
-        values = {"updates": float(self._updates)}
-        if self.plan.run.precision == "fp16":
-            scaler = self._scaler()
-            values.update({f: float(getattr(scaler, f)) for f in _SCALER_FIELDS if hasattr(scaler, f)})
-        return values
+        return {"updates": float(self._updates), **self._scaler_state()}
 
     def load(self, reader: SliceReader, scalars: dict[str, float]) -> None:
         """Replaces the state; reads only what this rank holds."""
@@ -158,12 +207,7 @@ class DeepSpeedEngineBase:
         self._state.load(reader, self._updates)
         for name, buffer in self._buffers():
             buffer.copy_(reader.read(name, BUFFER, 0, buffer.numel()).view(buffer.shape))
-        if self.plan.run.precision == "fp16":
-            scaler = self._scaler()
-            for field in _SCALER_FIELDS:
-                if field in scalars and hasattr(scaler, field):
-                    kind = type(getattr(scaler, field))
-                    setattr(scaler, field, kind(scalars[field]))
+        self._restore_scaler(scalars)
         self.comm.barrier()
 
     def memory_bytes(self) -> int:

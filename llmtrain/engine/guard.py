@@ -41,3 +41,8 @@ def norm_clip_or_withhold(
     elif clip > 0 and norm > clip:
         torch._foreach_mul_([gradient for _, gradient in held], clip / (norm + 1e-6))
     return norm
+
+
+def withhold(loss: torch.Tensor) -> None:
+    """Makes the gradient of `loss` NaN, and not its value: every path then skips the step on every rank."""
+    loss.register_hook(lambda gradient: gradient * math.nan)

@@ -12,7 +12,7 @@ import torch
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
-from llmtrain.engine.pipeline import PipeEngine, StagePipeline
+from llmtrain.engine.pipeline import PipeEngine, StagePipeline, StepLoss
 from llmtrain.engine.zero import ZeroEngine
 from llmtrain.model.build import build_partitioned, build_stage
 from llmtrain.model.kernels import Kernels, choose_kernels
@@ -54,16 +54,12 @@ def open_engine(
     if topology.pipeline == 1:
         engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=dict(plan.deepspeed))
         return ZeroEngine(plan, stage, engine, comm, dp_rank=comm.rank)
-    factor = [1.0]
-
-    def loss_fn(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return stage.loss(hidden, labels) * factor[0]
-
+    loss_fn = StepLoss(stage)
     with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its topology
         module = StagePipeline(stage, index, topology.pipeline, loss_fn)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(plan.deepspeed))
     pipe = PipeEngine(plan, stage, engine, comm, dp_rank=comm.rank % topology.dp)
-    pipe.loss_factor = factor
+    pipe.step_loss = loss_fn
     return pipe
 
 

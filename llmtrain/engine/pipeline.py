@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 
 from llmtrain.data.rows import Rows
 from llmtrain.engine.base import DeepSpeedEngineBase
+from llmtrain.engine.guard import withhold
 from llmtrain.engine.microbatches import micro_batch
 from llmtrain.engine.seam import EvalResult, StepResult
 from llmtrain.model.stages import StageModel
@@ -75,35 +77,68 @@ class StagePipeline(PipelineModule):
         return [] if self._tied_group is None else [self._tied_group]
 
 
+class StepLoss:
+    """The pipeline's loss function; DeepSpeed holds it before the engine around it exists."""
+
+    def __init__(self, stage: StageModel):
+        self._stage = stage
+        self.begin(1.0)
+
+    def begin(self, factor: float, micros: int = 0, most: float = math.inf, dp_group: Any = None) -> None:
+        """Each loss sum is multiplied by `factor`; the gradients of `micros` are withheld above `most`."""
+        self._factor, self._left, self._most, self._dp_group = factor, micros, most, dp_group
+        self._total: torch.Tensor | None = None
+        self.withheld = False
+
+    def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The scaled loss of one micro-batch, on the last stage."""
+        loss_sum = self._stage.loss(hidden, labels)
+        if self._most < math.inf:
+            mine = loss_sum.detach()
+            self._total = mine.clone() if self._total is None else self._total + mine
+            self._left -= 1
+            if self._left == 0:  # the step's whole loss is known before its last backward pass
+                dist.all_reduce(self._total, group=self._dp_group)
+                self.withheld = float(self._total) > self._most
+                if self.withheld:
+                    withhold(loss_sum)
+        return loss_sum * self._factor
+
+
 class PipeEngine(DeepSpeedEngineBase):
     """All micro-batches of a step go through the stages in one call."""
 
-    # the loss function's factor; a list because DeepSpeed holds the function before this engine exists
-    loss_factor: list[float]
+    step_loss: StepLoss
 
     def _norm_group(self) -> Any:
         return self.deepspeed.grid.get_pipe_parallel_group()
 
-    def train_step(self, rows: Rows, lr: float) -> StepResult:
-        """One optimizer step; the loss is the mean over the step's valid tokens on all ranks."""
+    def train_step(
+        self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
+    ) -> StepResult:
+        """See `Engine.train_step`."""
         batch = self.plan.batch
         assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
-        tokens, scale = rows.valid_tokens, self.loss_scale()
+        tokens, scaler = rows.valid_tokens, self._begin(step, lr, compare)
         if not tokens:
-            return self._untrained()
-        self._write_lr(lr)
+            return self._untrained(scaler)
         # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
-        self.loss_factor[0] = batch.accumulation * batch.dp / tokens
+        factor = batch.accumulation * batch.dp / tokens
+        dp_group = self.deepspeed.grid.get_data_parallel_group()
+        self.step_loss.begin(factor, batch.accumulation, most_loss * tokens, dp_group)
         first = self.dp_rank * batch.micro * batch.accumulation
         starts = (first + index * batch.micro for index in range(batch.accumulation))
         loss = self.deepspeed.train_batch(data_iter=self._inputs(rows, starts))
-        return self._result(float(loss), tokens, scale)
+        withheld = self.step_loss.withheld
+        if most_loss < math.inf:  # only the last stage knows yet
+            withheld = bool(self.comm.sum(torch.tensor([float(withheld)])) > 0)
+        return self._result(float(loss), tokens, scaler, withheld)
 
     def evaluate(self, rows: Rows) -> EvalResult:
         """Loss over any number of rows; each data parallel column takes every dp-th micro-batch."""
         micro, dp = self.plan.batch.micro, self.plan.batch.dp
         rounds = -(-rows.count // (micro * dp))
-        self.loss_factor[0] = 1.0
+        self.step_loss.begin(1.0)
         starts = ((index * dp + self.dp_rank) * micro for index in range(rounds))
         mean = self.deepspeed.eval_batch(self._inputs(rows, starts), num_micro_batches=rounds)
         return EvalResult(float(mean) * rounds * dp, rows.valid_tokens)

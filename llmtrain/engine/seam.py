@@ -7,6 +7,7 @@ tensor exactly once, so it knows nothing of ranks, ZeRO stages or pipelines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +31,7 @@ class StepResult:
     skipped: bool  # no weight was touched
     tokens: int  # valid tokens of the step
     loss_scale: float  # 1.0 unless fp16
+    withheld: bool = False  # skipped because its loss was above `most_loss`
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,14 @@ class Engine(Protocol):
     def kernels(self) -> dict[str, str | bool]:
         """Which implementation computes what, as this model's family really got it."""
 
-    def train_step(self, rows: Rows, lr: float) -> StepResult:
-        """One optimizer step over all rows; the loss is the mean over all their valid tokens."""
+    def train_step(
+        self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
+    ) -> StepResult:
+        """One optimizer step over all rows; the loss is the mean over all their valid tokens.
+
+        `step` decides what dropout draws. With a loss above `most_loss` no weight is touched. `compare`
+        raises EngineError, naming the rank, when weights that several ranks hold differ (ZeRO-3: none are).
+        """
 
     def evaluate(self, rows: Rows) -> EvalResult:
         """The loss on rows, without a gradient. Any number of rows."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 
 from llmtrain.data.rows import Rows
 from llmtrain.engine.base import DeepSpeedEngineBase
+from llmtrain.engine.guard import withhold
 from llmtrain.engine.microbatches import micro_batch
 from llmtrain.engine.seam import EvalResult, StepResult
 
@@ -14,28 +17,35 @@ from llmtrain.engine.seam import EvalResult, StepResult
 class ZeroEngine(DeepSpeedEngineBase):
     """accumulation × (forward, backward), then one update."""
 
-    def train_step(self, rows: Rows, lr: float) -> StepResult:
-        """One optimizer step; the loss is the mean over the step's valid tokens on all ranks."""
+    def train_step(
+        self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
+    ) -> StepResult:
+        """See `Engine.train_step`."""
         batch = self.plan.batch
         assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
         engine, tokens = self.deepspeed, rows.valid_tokens
+        scaler = self._begin(step, lr, compare)
         if not tokens:
-            return self._untrained()
-        self._write_lr(lr)
+            return self._untrained(scaler)
         engine.train()
         # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over tokens
         to_mean = batch.accumulation * batch.dp / tokens
         first = self.dp_rank * batch.micro * batch.accumulation
-        scale = self.loss_scale()
         total = torch.zeros((), device=self.device)
+        withheld = False
         for index in range(batch.accumulation):
             inputs = micro_batch(rows, first + index * batch.micro, batch.micro, self.device)
             loss_sum = engine(*inputs)
             total += loss_sum.detach()
+            if index == batch.accumulation - 1:
+                dist.all_reduce(total)
+                # reading the loss waits for the device, so it is done here only when it can matter
+                withheld = most_loss < math.inf and float(total) / tokens > most_loss
+                if withheld:
+                    withhold(loss_sum)
             engine.backward(loss_sum * to_mean)
             engine.step()
-        dist.all_reduce(total)
-        return self._result(float(total) / tokens, tokens, scale)
+        return self._result(float(total) / tokens, tokens, scaler, withheld)
 
     @torch.no_grad()
     def evaluate(self, rows: Rows) -> EvalResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,9 @@ class ScriptedEngine:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     comm: AloneComm = field(default_factory=AloneComm)
 
-    def train_step(self, rows: Rows, lr: float) -> StepResult:
+    def train_step(
+        self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
+    ) -> StepResult:
         skipped = self.step in self.skips
         self.calls.append(("step", rows, lr))
         self.step += 1
