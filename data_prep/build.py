@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.chat.documents import SampleParser, template_sha256
 from data_prep.corpus import CorpusConfig
 from data_prep.output import partial_folder, refuse_foreign, sole_builder
 from data_prep.report import BuildReport
@@ -75,6 +76,9 @@ def build(
             return BuildReport(corpus.folder, there, reused=True, seconds=0.0, workers=workers)
         with partial_folder(output) as folder:
             tokenizer = _make_tokenizer(corpus, sources, found, folder / TOKENIZER, tell)
+            SampleParser.open(
+                corpus, folder / TOKENIZER, None
+            )  # a template of no use is refused before reading
             content = write_shards(corpus, sources, tokenizer, folder, workers, tell)
             manifest = content.model_copy(update={"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)})
             write_manifest(folder, manifest)
@@ -127,6 +131,9 @@ def _pipeline(corpus: CorpusConfig, sources: Sequence[Source], found: Path | Non
     tokenizer = corpus.tokenizer.model_dump(mode="json", exclude={"source", "revision"})
     if found is not None:
         tokenizer = {"eos": corpus.tokenizer.eos, "sha256": file_sha256(found / "tokenizer.json")}
+    if found is not None and corpus.kind != "text":
+        content |= corpus.model_dump(mode="json", include={"kind", "samples"})
+        tokenizer["template"] = template_sha256(found)
     return content | {"tokenizer": tokenizer, "version": PIPELINE_VERSION}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from data_prep.chat.settings import FIELDS, SamplesSection
+from data_prep.readers.columns import IfThere
 from data_prep.steps.registry import StepSection
 from llmtrain.config.schema import Number, Section
+from llmtrain.data.manifest import Kind
+from llmtrain.errors import nearest
 
 Format = Literal["auto", "text", "html", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "warc"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
@@ -22,7 +26,8 @@ class SourceSection(Section):
     stdlib     the source text of the Python standard library of the running interpreter
     format     auto goes by the suffix: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .html, .tar
                (WebDataset), .warc, .wet; anything else is text; .gz, .zst, .bz2 and .xz on top
-    field      which field is the text, `body` or `page.body`; of several, the texts are joined by blank lines
+    field      which field is the text, `body` or `page.body`; of several, the texts are joined by blank
+               lines; of fine-tuning data, what its fields are called: {messages: conversations}
     meta       fields that go along for the steps, by their own names or as `new name: field`
     separator  text only: what ends a document; without it a file is a document
     weight     how often a document of this source is written to train: 2 twice, 0.5 every other one
@@ -34,7 +39,7 @@ class SourceSection(Section):
     stdlib: bool = False
     exclude: tuple[str, ...] = ()
     format: Format = "auto"
-    field: str | tuple[str, ...] = "text"
+    field: str | tuple[str, ...] | dict[str, str] = "text"
     meta: tuple[str, ...] | dict[str, str] = ()
     separator: str | None = Field(default=None, min_length=1)
     subset: str | None = None
@@ -60,6 +65,9 @@ class SourceSection(Section):
     @property
     def columns(self) -> tuple[str, ...]:
         """All fields that are read."""
+        if isinstance(self.field, dict):
+            needed = {name for fields in FIELDS.values() for name, must in fields.items() if must}
+            return tuple(column if name in needed else IfThere(column) for name, column in self.field.items())
         texts = (self.field,) if isinstance(self.field, str) else self.field
         return (*texts, *self.named_meta.values())
 
@@ -89,10 +97,16 @@ class TokenizerSection(Section):
 
 
 class CorpusConfig(Section):
-    """Everything that decides a dataset, and `workers`, which decides nothing but the time it takes."""
+    """Everything that decides a dataset, and `workers`, which decides nothing but the time it takes.
+
+    kind     text, or fine-tuning data: chat, prompt_completion, preference (see `data_prep.chat.records`)
+    samples  how records of fine-tuning data become samples
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: str | None = None  # default: data/NAME
+    kind: Kind = "text"
+    samples: SamplesSection = SamplesSection()
     sources: tuple[SourceSection, ...] = Field(min_length=1)
     tokenizer: TokenizerSection
     steps: tuple[StepSection, ...] = ()
@@ -105,6 +119,49 @@ class CorpusConfig(Section):
     shard_tokens: int = Field(default=2**29, ge=1)
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_all_fields(cls, content: Any) -> Any:
+        """Gives the sources of fine-tuning data the names of all fields, their own where they say nothing."""
+        fields = FIELDS.get(content.get("kind", "text")) if isinstance(content, dict) else None
+        if not fields or not isinstance(content.get("sources"), list | tuple):
+            return content
+        sources = [dict(source) if isinstance(source, dict) else source for source in content["sources"]]
+        for source in sources:
+            if isinstance(source, dict) and isinstance(source.get("field", {}), dict):
+                source["field"] = {name: name for name in fields} | source.get("field", {})
+        return {**content, "sources": sources}
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> CorpusConfig:
+        if self.kind == "text":
+            if any(isinstance(source.field, dict) for source in self.sources):
+                raise ValueError(
+                    "field maps the fields of fine-tuning data, and kind is text: name the field"
+                )
+            if self.samples != SamplesSection():
+                raise ValueError("samples is for fine-tuning data, and kind is text: leave it out")
+            return self
+        fields = FIELDS[self.kind]
+        for source in self.sources:
+            if not isinstance(source.field, dict):
+                raise ValueError(
+                    f"with kind: {self.kind} field maps {', '.join(fields)} to your columns' names"
+                )
+            for name in source.field:
+                if name not in fields:
+                    hint = nearest(name, fields)
+                    raise ValueError(f"kind: {self.kind} has no field '{name}' ({', '.join(fields)}) {hint}")
+            if source.meta:
+                raise ValueError(
+                    f"meta goes along for steps, which kind: {self.kind} has none of: leave it out"
+                )
+        if self.steps:
+            raise ValueError(f"steps work on text, and kind is {self.kind}: leave them out")
+        if self.tokenizer.source is None:
+            raise ValueError(f"kind: {self.kind} needs the tokenizer of the model to tune: tokenizer.source")
+        return self
+
     @model_validator(mode="after")
     def _leaves_a_train_part(self) -> CorpusConfig:
         if "train" in self.splits:
@@ -112,6 +169,11 @@ class CorpusConfig(Section):
         if sum(self.splits.values()) >= 1:
             raise ValueError("splits add up to 1 or more: nothing is left for train")
         return self
+
+    @property
+    def all_end_with_eos(self) -> bool:
+        """True when every document ends with the end mark; a conversation ends as its template ends it."""
+        return self.append_eos and self.kind == "text"
 
     @property
     def folder(self) -> str:

@@ -32,6 +32,7 @@ class Document:
     file: str
     number: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    samples: tuple[Any, ...] = ()  # fine-tuning data: what is written in place of the text, encoded already
 
     @property
     def id(self) -> str:
@@ -80,7 +81,11 @@ def too_large(longest: int) -> Damage:
 
 
 class RejectedError(Exception):
-    """Raised where a record turns out to be no document; the message is the reason."""
+    """Raised where a record turns out to be no document: the reason, counted, and a detail of this one."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclass
@@ -181,11 +186,7 @@ def _text_of(
     elif encoding == "html":
         text = _page(record.content)
     else:
-        row = record.content
-        if encoding == "json":
-            row = _json_object(row)
-        elif encoding == "sample":
-            row = _sample(row)
+        row = row_of(record, encoding)
         text = _joined(row, key)
         found = {name: look_up(row, path) for name, path in meta.items()}
         known |= {name: value for name, value in found.items() if value is not None}
@@ -197,6 +198,18 @@ def _text_of(
     except UnicodeEncodeError:
         raise RejectedError("lone surrogate") from None
     return text, known
+
+
+def row_of(record: Record, encoding: Encoding) -> Mapping[str, Any]:
+    """The fields of a record. Raises RejectedError when it has none."""
+    if isinstance(record.content, Damage):
+        raise RejectedError(record.content.reason)
+    if encoding == "json":
+        return _json_object(record.content)
+    if encoding == "sample":
+        return _sample(record.content)
+    assert encoding == "row", f"a record of {encoding} has no fields"
+    return record.content
 
 
 def _decode(raw: bytes) -> str:

@@ -106,8 +106,10 @@ def _sync(folder: Path) -> None:
 class SplitWriter:
     """The shards of one split, a new one once the last holds `shard_tokens` tokens."""
 
-    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int):
+    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int, masked: bool = False):
         self.folder = folder
+        self.masked = masked
+        self.trained = 0
         self.split = split
         self.vocab_size = vocab_size
         self.shard_tokens = shard_tokens
@@ -116,14 +118,17 @@ class SplitWriter:
         self._writer: ShardWriter | None = None
         (folder / split).mkdir()
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
-        """Appends documents, `tokens` back to back and cut by `lengths`."""
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int, mask: np.ndarray | None = None
+    ) -> None:
+        """Appends documents, `tokens` (and their `mask`) back to back and cut by `lengths`."""
         if self._writer is not None and self._writer.tokens >= self.shard_tokens:
             self._finish_shard()
         if self._writer is None:
-            self._writer = ShardWriter(self.folder / self._name, self.vocab_size)
-        self._writer.add(tokens, lengths)
+            self._writer = ShardWriter(self.folder / self._name, self.vocab_size, masked=self.masked)
+        self._writer.add(tokens, lengths, mask)
         self.text_bytes += text_bytes
+        self.trained += 0 if mask is None else int(mask.sum())
 
     def close(self) -> SplitEntry:
         """Finishes the last shard and says what the split holds."""
@@ -132,6 +137,7 @@ class SplitWriter:
             documents=sum(shard.documents for shard in self._shards),
             tokens=sum(shard.tokens for shard in self._shards),
             text_bytes=self.text_bytes,
+            trained_tokens=self.trained if self.masked else None,
             shards=tuple(self._shards),
         )
 

@@ -39,6 +39,10 @@ class BuildReport:
             ratio = split.text_bytes / max(split.tokens, 1)
             size = split.text_bytes / 1e6
             lines.append(f"{name:10}{split.documents:>12,}{size:>12,.2f}{split.tokens:>16,}{ratio:>14.3f}")
+        for name, split in manifest.splits.items():
+            if split.trained_tokens is not None:
+                share = split.trained_tokens / max(split.tokens, 1)
+                lines.append(f"{name}: {split.trained_tokens:,} tokens are trained on, {share:.0%}")
         lines += ["", f"{counts.documents_in:,} documents in = {counts.documents_out:,} out"]
         lines[-1] += f" + {sum(counts.rejected.values()):,} left out"
         if counts.repeats:
@@ -47,10 +51,12 @@ class BuildReport:
             shown = ", ".join(counts.examples.get(reason, ()))
             lines.append(f"  {count:>8,}  {reason:24} such as {shown}")
         tokenizer = manifest.tokenizer
-        ends = f"documents end with {tokenizer.eos} (id {tokenizer.eos_id})"
+        ends = "as their template ends them" if manifest.masked else "without a mark"
+        if manifest.append_eos:
+            ends = f"with {tokenizer.eos} (id {tokenizer.eos_id})"
         lines.append(
             f"tokenizer {tokenizer.name}: {tokenizer.vocab_size:,} ids stored as {manifest.dtype}, "
-            + (ends if manifest.append_eos else "documents end without a mark")
+            f"documents end {ends}"
         )
         lines.append(f"fingerprint {manifest.fingerprint}")
         return "\n".join(lines)

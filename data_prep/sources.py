@@ -25,10 +25,11 @@ from data_prep.files import (
     survey,
 )
 from data_prep.packings import PACKINGS, DamagedFileError
+from data_prep.readers.columns import chosen_columns
 from data_prep.readers.delimited import read_delimited
 from data_prep.readers.html import installed
 from data_prep.readers.json_values import read_json
-from data_prep.readers.tables import chosen_columns, read_arrow, read_parquet, within
+from data_prep.readers.tables import read_arrow, read_parquet, within
 from data_prep.readers.tar import read_tar
 from data_prep.readers.warc import read_warc
 from llmtrain.errors import DataError
@@ -85,9 +86,15 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
 
 
 def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: str) -> None:
-    """Raises DataError when a file needs an extra that is not installed."""
+    """Raises DataError when a file needs an extra that is not installed, or has no fields and needs some."""
     for file in files:
         form = _format_of(section, file.path)
+        if isinstance(section.field, dict) and form in ("text", "html", "warc"):
+            raise DataError(
+                f"{field}: {file.path} is {form}, and fine-tuning data has fields "
+                f"({', '.join(section.field)}): give .jsonl, .json, .parquet, .arrow, "
+                ".csv or a Hub dataset, or name the format"
+            )
         if (form == "html" or (form == "warc" and ".wet" not in file.path.suffixes)) and not installed():
             raise DataError(
                 f"{field}: {file.path} is read by trafilatura, which is not installed: "

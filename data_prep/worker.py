@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.chat.documents import SampleParser, stack
 from data_prep.corpus import CorpusConfig
 from data_prep.documents import Document, Encoding, Record, Tally, parse
 from data_prep.splits import TRAIN, fraction, split_of
@@ -37,6 +38,7 @@ class Encoded:
     tokens: np.ndarray  # uint32, back to back
     lengths: np.ndarray  # int64, tokens of each document
     text_bytes: int
+    mask: np.ndarray | None = None  # uint8, of fine-tuning data: 1 where a token is trained on
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Worker:
         self.corpus = corpus
         self.steps = make_steps(corpus.steps)
         self.encoder = Encoder(load_tokenizer(tokenizer_folder), eos_id if corpus.append_eos else None)
+        self.samples = SampleParser.open(corpus, tokenizer_folder, eos_id)
 
     def __call__(self, batch: Batch) -> Result:
         """Raises DataError at the first bad record when the corpus is strict."""
@@ -67,17 +70,29 @@ class Worker:
             tally = Tally(repeats=sum(map(len, by_split.values())))
         result = Result(batch.source, batch.read_bytes, tally)
         for split, documents in by_split.items():
-            texts = [document.text for document in documents]
-            tokens, lengths = self.encoder.encode(texts)
-            result.splits[split] = Encoded(tokens, lengths, sum(len(text.encode()) for text in texts))
+            result.splits[split] = self._encoded(documents)
         return result
+
+    def _encoded(self, documents: list[Document]) -> Encoded:
+        if self.samples is not None:
+            tokens, mask, lengths, size = stack(documents)
+            return Encoded(tokens, lengths, size, mask)
+        texts = [document.text for document in documents]
+        tokens, lengths = self.encoder.encode(texts)
+        return Encoded(tokens, lengths, sum(len(text.encode()) for text in texts))
 
     def _chosen(self, batch: Batch, tally: Tally) -> list[tuple[str, Document]]:
         """The documents to write and their splits. A source's weight thins out and repeats only train."""
         source = self.corpus.sources[batch.source]
         share = source.weight - batch.turn
         chosen = []
-        for document in documents_of(batch, self.corpus, self.steps, tally):
+        if self.samples is not None:
+            names = source.field
+            assert isinstance(names, dict), "fine-tuning data names its fields"
+            documents = list(self.samples.parse(batch.records, batch.encoding, names, tally))
+        else:
+            documents = documents_of(batch, self.corpus, self.steps, tally)
+        for document in documents:
             split = split_of(document, self.corpus.splits, self.corpus.split_by == "file")
             if split == TRAIN:
                 if share < 1 and fraction(document.id, "weight") >= share:
@@ -95,6 +110,7 @@ def documents_of(
 ) -> list[Document]:
     """The documents of a batch that all steps let through."""
     source = corpus.sources[batch.source]
+    assert not isinstance(source.field, dict), "a text corpus names no fields"
     parsed = parse(batch.records, batch.encoding, source.field, tally, source.named_meta)
     return list(apply_steps(steps, parsed, tally))
 

@@ -18,7 +18,16 @@ from data_prep.sources import Source
 from data_prep.splits import TRAIN
 from data_prep.worker import Batch, Result, Worker, start, work
 from llmtrain import __version__
-from llmtrain.data.manifest import TOKENIZER, Counts, Manifest, SourceEntry, TokenizerEntry, fingerprint
+from llmtrain.data.manifest import (
+    MASKED_VERSION,
+    TOKENIZER,
+    VERSION,
+    Counts,
+    Manifest,
+    SourceEntry,
+    TokenizerEntry,
+    fingerprint,
+)
 from llmtrain.data.shards import token_dtype
 from llmtrain.errors import DataError
 
@@ -44,16 +53,14 @@ def write_shards(
     tally = Tally()
     documents, tokens = [0] * len(sources), [0] * len(sources)
     reader = CorpusReader(corpus, sources)
-    writers = {
-        split: SplitWriter(folder, split, tokenizer.vocab_size, corpus.shard_tokens)
-        for split in (TRAIN, *corpus.splits)
-    }
+    facts = tokenizer.vocab_size, corpus.shard_tokens, corpus.kind != "text"
+    writers = {split: SplitWriter(folder, split, *facts) for split in (TRAIN, *corpus.splits)}
     if 0 < reader.total_bytes < ALONE_BELOW_BYTES:
         workers = 1
     for result in _results(reader, (corpus, folder / TOKENIZER, tokenizer.eos_id), workers):
         tally.add(result.tally)
         for split, encoded in result.splits.items():
-            writers[split].add(encoded.tokens, encoded.lengths, encoded.text_bytes)
+            writers[split].add(encoded.tokens, encoded.lengths, encoded.text_bytes, encoded.mask)
             documents[result.source] += len(encoded.lengths)
             tokens[result.source] += len(encoded.tokens)
         tell("tokenizing", result.read_bytes, reader.total_bytes)
@@ -65,10 +72,14 @@ def write_shards(
     return Manifest(
         name=corpus.name,
         created_by=f"llmtrain {__version__}",
-        fingerprint=fingerprint(splits, dtype, tokenizer.vocab_size, tokenizer.sha256, corpus.append_eos),
+        version=VERSION if corpus.kind == "text" else MASKED_VERSION,
+        kind=corpus.kind,
+        fingerprint=fingerprint(
+            splits, dtype, tokenizer.vocab_size, tokenizer.sha256, corpus.all_end_with_eos, corpus.kind
+        ),
         dtype="uint16" if dtype == "uint16" else "int32",
         vocab_size=tokenizer.vocab_size,
-        append_eos=corpus.append_eos,
+        append_eos=corpus.all_end_with_eos,
         tokenizer=tokenizer,
         splits=splits,
         sources=tuple(

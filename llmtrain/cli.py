@@ -133,6 +133,12 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     show.add_argument("--split", default="train")
     show.add_argument("--seq-len", type=int, default=256, metavar="N")
     show.add_argument("--seed", type=int, default=0)
+    show.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="colour for what is trained on (auto: on a terminal); without it ⟦ and ⟧",
+    )
 
 
 def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -195,7 +201,8 @@ def _data_show(arguments: argparse.Namespace) -> int:
     from data_prep.show import show
 
     _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
-    print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed))
+    colour = arguments.color == "always" or (arguments.color == "auto" and _shows_colour())
+    print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed, colour))
     return 0
 
 
@@ -321,6 +328,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     _at_least(1, {"--ranks": arguments.ranks})
     return demo(arguments.ranks, arguments.overrides)
+
+
+def _shows_colour() -> bool:
+    """A terminal that wants colour (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _at_least(least: int, options: dict[str, int | None]) -> None:

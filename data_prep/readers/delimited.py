@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from data_prep.documents import Damage, Record, too_large
 from data_prep.files import DamagedFileError, SourceFile, split_chunks
-from data_prep.readers.tables import chosen_columns
+from data_prep.readers.columns import chosen_columns
 
 
 def read_delimited(

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.documents import Damage, Record, too_large
 from data_prep.files import SourceFile
+from data_prep.readers.columns import chosen_columns
 from llmtrain.errors import DataError
 
 BATCH_ROWS = 256
@@ -47,20 +48,6 @@ def _read(
         yield Record(Damage(reason, str(error)), file.name, number + 1)
     except Exception as error:  # pyarrow raises many kinds for a file that is none of its own
         yield Record(Damage(f"damaged {kind} file", str(error)), file.name, number + 1)
-
-
-def chosen_columns(names: Sequence[str], wanted: Sequence[str], place: str) -> list[str]:
-    """The columns that hold `wanted`, each a column or `column.key`. Raises DataError when one is missing."""
-    columns: dict[str, None] = {}
-    for path in wanted:
-        name = path if path in names else path.split(".")[0]
-        if name not in names:
-            raise DataError(
-                f"{place} has no column '{name}' (it has {', '.join(names)}): "
-                "correct field or meta of this source"
-            )
-        columns[name] = None
-    return list(columns)
 
 
 def within(row: Mapping[str, Any], longest: int) -> Mapping[str, Any] | Damage:

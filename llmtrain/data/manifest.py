@@ -63,11 +63,15 @@ class ShardEntry(Section):
 
 
 class SplitEntry(Section):
-    """One split; `text_bytes` is the UTF-8 size of the text its tokens came from."""
+    """One split; `text_bytes` is the UTF-8 size of the text its tokens came from.
+
+    `trained_tokens` is how many of them the masks mark; None in a dataset without masks.
+    """
 
     documents: int
     tokens: int
     text_bytes: int
+    trained_tokens: int | None = None
     shards: tuple[ShardEntry, ...]
 
 
@@ -175,6 +179,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     if not manifest.masked:  # as version 1 was before there were masks
         del content["kind"]
         for split in content["splits"].values():
+            del split["trained_tokens"]
             for shard in split["shards"]:
                 del shard["mask"]
     with open(part, "w", encoding="utf-8") as file:

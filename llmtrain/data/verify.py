@@ -10,7 +10,7 @@ import numpy as np
 
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.manifest import Manifest, read_manifest
-from llmtrain.data.shards import Shard
+from llmtrain.data.shards import REBUILD, Shard
 from llmtrain.errors import DataError
 
 BLOCK_TOKENS = 1 << 24
@@ -50,6 +50,7 @@ def verify(folder: str | Path, progress: Callable[[str, int, int], None] | None 
             done += len(shard.tokens)
             if progress is not None:
                 progress("checking tokens", done, total)
+        _check_trained(folder, name, manifest)
         written = [file for shard in split.shards for file in (shard.bin, shard.idx, shard.mask) if file]
         files += len(written)
         size += sum(file.bytes for file in written)
@@ -86,4 +87,15 @@ def _check_mask(shard: Shard) -> None:
         raise DataError(
             f"{shard.prefix}.mask holds more than 0 and 1, or marks a document's first token, which follows "
             "nothing: it was not written by llmtrain"
+        )
+
+
+def _check_trained(folder: Path, name: str, manifest: Manifest) -> None:
+    claimed = manifest.splits[name].trained_tokens
+    masks = [shard.mask for shard in open_dataset(folder, name).shards if shard.mask is not None]
+    marked = sum(int(mask.sum(dtype=np.int64)) for mask in masks)
+    if manifest.masked and claimed != marked:
+        raise DataError(
+            f"{folder} split '{name}' has {marked} tokens that are trained on, its manifest says {claimed}: "
+            f"{REBUILD}"
         )

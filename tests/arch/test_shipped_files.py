@@ -21,8 +21,8 @@ SMALL = ROOT / "recipes" / "125m.yaml"
 
 
 def test_there_is_something_to_ship() -> None:
-    assert {"demo", "125m", "350m", "1b", "3b", "8b", "continue"} <= {path.stem for path in RUNS}
-    assert {"stdlib", "fineweb-edu", "continue-corpus"} <= {path.stem for path in CORPORA}
+    assert {"demo", "125m", "350m", "1b", "3b", "8b", "continue", "sft"} <= {path.stem for path in RUNS}
+    assert {"stdlib", "fineweb-edu", "continue-corpus", "sft-corpus"} <= {path.stem for path in CORPORA}
     expected = {
         "zero0",
         "zero1",

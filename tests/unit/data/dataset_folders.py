@@ -53,6 +53,7 @@ def make_dataset(
             documents=sum(shard.documents for shard in written),
             tokens=sum(shard.tokens for shard in written),
             text_bytes=3 * sum(shard.tokens for shard in written),
+            trained_tokens=None if masks is None else sum(sum(m) for s in masks[split] for m in s),
             shards=tuple(written),
         )
     sha256 = file_sha256(folder / TOKENIZER / "tokenizer.json")

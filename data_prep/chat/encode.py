@@ -1,0 +1,139 @@
+"""Exchanges as token ids and a mask that is exact to the token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, processors
+
+from data_prep.chat.records import Exchange, check_strings
+from data_prep.chat.settings import SamplesSection
+from data_prep.chat.spans import assistant_spans, check_template
+from data_prep.chat.template import ChatTemplate, Span, load_template
+from data_prep.documents import RejectedError
+from data_prep.tokenizer import load_tokenizer
+
+STRADDLES = "a token reaches over the edge of an assistant's turn"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document: ids, and 1 where a token is trained on. Its first token never is: it follows nothing."""
+
+    tokens: np.ndarray  # uint32 [t]
+    mask: np.ndarray  # uint8 [t]
+    text_bytes: int
+
+
+class SampleEncoder:
+    """Exchanges to samples, with the tokenizer and the chat template of one folder.
+
+    eos_id  ends a plain completion, and is trained on; None: nothing does. A conversation ends as its
+            template ends it
+    The template is loaded and checked when it is first needed; plain text needs none.
+    """
+
+    def __init__(self, folder: Path, settings: SamplesSection, eos_id: int | None):
+        self.folder = folder
+        self.settings = settings
+        self.eos_id = eos_id
+        self.rendering = _offsets_kept(load_tokenizer(folder))
+        self.plain = _offsets_kept(load_tokenizer(folder))
+        self.plain.encode_special_tokens = True  # text stays text
+        added = self.rendering.get_added_tokens_decoder().values()
+        self.special = tuple(token.content for token in added if token.special)
+        self._template: ChatTemplate | None = None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template, checked. Raises DataError when there is none, or none that can be proven."""
+        if self._template is None:
+            template = load_template(self.folder, self.settings.variables, self.settings.today)
+            check_template(template, self.special, self.settings.turns)
+            self._template = template
+        return self._template
+
+    def check_template(self) -> None:
+        """Raises DataError when there is no chat template, or none that can be proven."""
+        assert self.template is not None
+
+    def encode(self, exchange: Exchange) -> Sample:
+        """Raises RejectedError when it can't be a sample, or is too long."""
+        check_strings(exchange, self.special)
+        if exchange.plain:
+            sample = self._encode_plain(exchange)
+        else:
+            text, spans = assistant_spans(
+                self.template,
+                exchange.messages,
+                exchange.tools,
+                self.special,
+                self.settings.turns,
+                exchange.first,
+            )
+            sample = self._encode_rendered(text, spans)
+        sample.mask[:1] = 0
+        if not sample.mask.any():
+            raise RejectedError("no token to train on")
+        return self._fitted(sample)
+
+    def _encode_plain(self, exchange: Exchange) -> Sample:
+        """Prompt and completion are encoded apart, as a prompt is when a model is asked to complete it."""
+        prompt, completion = (
+            self.plain.encode(text, add_special_tokens=False).ids
+            for text in (exchange.prompt, exchange.completion)
+        )
+        if self.eos_id is not None:
+            completion = [*completion, self.eos_id]
+        mask = np.zeros(len(prompt) + len(completion), np.uint8)
+        mask[len(prompt) :] = 1
+        size = len((exchange.prompt + exchange.completion).encode())
+        return Sample(np.array([*prompt, *completion], np.uint32), mask, size)
+
+    def _encode_rendered(self, text: str, spans: Sequence[Span]) -> Sample:
+        encoding = self.rendering.encode(text, add_special_tokens=False)
+        mask = token_mask(np.array(encoding.offsets, np.int64).reshape(-1, 2), spans, len(text))
+        return Sample(np.array(encoding.ids, np.uint32), mask, len(text.encode()))
+
+    def _fitted(self, sample: Sample) -> Sample:
+        longest = self.settings.max_tokens
+        if longest is None or len(sample.tokens) <= longest:
+            return sample
+        if self.settings.too_long == "drop":
+            raise RejectedError("too long")
+        if not sample.mask[:longest].any():
+            raise RejectedError("no token to train on once truncated")
+        share = longest / len(sample.tokens)
+        return Sample(sample.tokens[:longest], sample.mask[:longest], int(sample.text_bytes * share))
+
+
+def token_mask(offsets: np.ndarray, spans: Sequence[Span], length: int) -> np.ndarray:
+    """uint8 [tokens]: 1 for the tokens that lie in the spans. `offsets` [tokens, 2] are in characters.
+
+    The bytes of one character may be several tokens, all with its offsets. Raises RejectedError when a token
+    lies on both sides of a span's edge, or when the tokens leave out part of the text, so that nobody knows
+    on which side of the edge it went.
+    """
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    joined = (starts[1:] <= ends[:-1]) & (starts[1:] >= starts[:-1]) & (ends[1:] >= ends[:-1])
+    if len(starts) == 0 or starts[0] != 0 or ends[-1] != length or not joined.all():
+        raise RejectedError("the tokenizer leaves out part of the text")
+    mask = np.zeros(len(starts), np.uint8)
+    for low, high in spans:
+        for edge in (low, high):
+            if ((starts < edge) & (edge < ends)).any():
+                raise RejectedError(STRADDLES)
+        mask[(starts >= low) & (starts < high)] = 1
+    return mask
+
+
+def _offsets_kept(tokenizer: Tokenizer) -> Tokenizer:
+    """Without its post-processor, which adds nothing to a text that is encoded as it stands, but may take the
+    white space before a word off the word's offsets."""
+    tokenizer.post_processor = processors.Sequence([])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

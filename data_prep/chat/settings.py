@@ -1,0 +1,37 @@
+"""The part of a corpus file that says how records become samples."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any, Literal
+
+from pydantic import Field
+
+from llmtrain.config.schema import Section
+from llmtrain.data.manifest import Kind
+
+# The fields of a record of each kind, and whether it must have them.
+FIELDS: dict[Kind, dict[str, bool]] = {
+    "text": {},
+    "chat": {"messages": True, "tools": False},
+    "prompt_completion": {"prompt": True, "completion": True, "tools": False},
+    "preference": {"prompt": False, "chosen": True, "rejected": True, "tools": False},
+}
+Turns = Literal["all", "last"]
+
+
+class SamplesSection(Section):
+    """How records of fine-tuning data become samples.
+
+    max_tokens  no sample is longer; without it none is too long
+    too_long    drop a longer one, or truncate it to its head, if that has a token to train on
+    turns       learn every assistant turn, or only the last one of each conversation
+    variables   given to the chat template besides the conversation, such as enable_thinking
+    today       the date that a template which writes today's date is given
+    """
+
+    max_tokens: int | None = Field(default=None, ge=2)
+    too_long: Literal["drop", "truncate"] = "drop"
+    turns: Turns = "all"
+    variables: dict[str, Any] = {}
+    today: date | None = None

@@ -1,0 +1,122 @@
+"""Which characters of a rendered conversation an assistant writes, proven or refused.
+
+A template with `{% generation %}` marks says so itself, and its marks are taken as they stand. For any other,
+assistant turn k is what rendering turn k adds to the generation prompt of the turns before it. That is proof
+only while every shorter rendering is the beginning of the whole one, which is checked each time.
+
+The end of a turn belongs to it: a model must learn to stop. White space that a template writes after the
+last special token of a turn (ChatML: `<|im_end|>` and a line end) does not, for generation has ended there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from data_prep.chat.settings import Turns
+from data_prep.chat.template import ChatTemplate, Message, Span
+from data_prep.documents import RejectedError
+from llmtrain.errors import DataError
+
+ASSISTANT = "assistant"
+REWRITES = "the chat template rewrites earlier turns"
+NO_PROMPT = "the generation prompt does not begin the assistant's turn"
+
+
+def assistant_spans(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None,
+    special: Collection[str],
+    turns: Turns = "all",
+    first: int = 0,
+) -> tuple[str, list[Span]]:
+    """The conversation as text, and the spans of the assistant turns among `messages[first:]`, in order.
+
+    special  the tokenizer's special tokens; messages hold none of them
+    Raises RejectedError when there is no such turn, or its span can't be proven.
+    """
+    places = [k for k in range(first, len(messages)) if messages[k].get("role") == ASSISTANT]
+    if turns == "last":
+        places = places[-1:]
+    if not places:
+        raise RejectedError("no assistant turn")
+    whole = template.render(messages, tools)
+    if template.has_marks:
+        return whole.text, _marked(whole.marks, messages, places)
+    spans = []
+    for k in places:
+        before = template.render(messages[:k], tools, prompt=True).text
+        after = whole.text if k + 1 == len(messages) else template.render(messages[: k + 1], tools).text
+        if not whole.text.startswith(after):
+            raise RejectedError(REWRITES)
+        if not after.startswith(before):
+            raise RejectedError(_why(template, messages, tools, k, after))
+        spans.append((len(before), _turn_end(after, len(before), special)))
+    return whole.text, spans
+
+
+def _why(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, k: int, after: str
+) -> str:
+    """Why the generation prompt of turn k is not where turn k begins."""
+    history = template.render(messages[:k], tools).text
+    return NO_PROMPT if after.startswith(history) else REWRITES
+
+
+def _marked(marks: Sequence[Span], messages: Sequence[Message], places: Sequence[int]) -> list[Span]:
+    """The template's own marks: all of them, or of only some turns when each turn has one mark."""
+    turns = sum(message.get("role") == ASSISTANT for message in messages)
+    if not marks or (len(places) < turns and len(marks) != turns):
+        raise RejectedError(
+            "the chat template does not mark each assistant turn", f"{len(marks)} marks, {turns} turns"
+        )
+    return list(marks if len(places) == turns else marks[-len(places) :])
+
+
+def _turn_end(text: str, start: int, special: Collection[str]) -> int:
+    """Where the turn from `start` on ends: behind its last special token if only white space follows."""
+    last = max(
+        (at + len(token) for token in special if (at := text.rfind(token, start)) >= 0), default=len(text)
+    )
+    return last if not text[last:].strip() else len(text)
+
+
+def _goes_on(text: str, span: Span, special: Collection[str]) -> bool:
+    """True when a span does not end with a special token, and one follows it."""
+    inside, outside = text[slice(*span)].rstrip(), text[span[1] :].lstrip()
+    return not inside.endswith(tuple(special)) and outside.startswith(tuple(special))
+
+
+PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "How many legs has a spider?"},
+    {"role": ASSISTANT, "content": "Eight."},
+    {"role": "user", "content": "And a fly?"},
+    {"role": ASSISTANT, "content": "Six, and two wings."},
+)
+
+
+def check_template(template: ChatTemplate, special: Collection[str], turns: Turns) -> None:
+    """Raises DataError, naming the property that fails and the way out, when a plain conversation shows that
+    nothing can be proven with this template."""
+    marks = "put the assistant's words between {% generation %} and {% endgeneration %} in the template"
+    try:
+        for count in (2, 4):
+            messages = PROBE[:count]
+            text, spans = assistant_spans(template, messages, None, special, turns)
+            said = [message["content"] for message in messages if message["role"] == ASSISTANT]
+            written = "".join(text[slice(*span)] for span in spans)
+            if not all(content in written for content in (said if turns == "all" else said[-1:])):
+                raise RejectedError("the span of an assistant's turn does not hold what was said")
+            if any(_goes_on(text, span, special) for span in spans):
+                raise RejectedError("the generation marks leave out the end of the turn")
+    except RejectedError as error:
+        hint = {
+            REWRITES: f"set samples.turns: last to learn from the last turn of each conversation, or {marks}",
+            NO_PROMPT: f"give the template's variables in samples.variables, or {marks}",
+        }.get(str(error), marks)
+        detail = f" ({error.detail})" if error.detail else ""
+        raise DataError(
+            f"the tokenizer's chat template fails on a plain conversation: {error}{detail}, so which tokens "
+            f"an assistant writes can't be proven: {hint}"
+        ) from None
