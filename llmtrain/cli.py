@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llmtrain import __version__
+from llmtrain.config.secrets import redact
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         word = "" if isinstance(error, StopRequested) else "error: "
         for line in str(error).splitlines():
-            print(f"{word}{line}", file=sys.stderr)
+            print(f"{word}{redact(line)}", file=sys.stderr)
             word = word if isinstance(error, ConfigError) else "  "
         return error.exit_status
     except KeyboardInterrupt:

@@ -95,7 +95,13 @@ def load_model(subject: Subject) -> Any:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     kind = transformers.AutoModelForCausalLM
     if subject.checkpoint is None:
-        model = kind.from_pretrained(subject.name, dtype=dtype, trust_remote_code=False)
+        try:
+            model = kind.from_pretrained(
+                subject.name, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
+        except OSError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{subject.name} has no weights that are read here: {reason}") from error
     else:
         config.use_cache = True
         with no_init_weights():

@@ -43,7 +43,8 @@ def launch(arguments: Sequence[str], ranks: int, logs: Path, program: Sequence[s
     """
     assert ranks >= 1, f"cannot launch {ranks} ranks"
     port = rendezvous_port(os.environ)
-    logs.mkdir(parents=True, exist_ok=True)
+    logs.parent.mkdir(0o750, parents=True, exist_ok=True)  # a new run folder is private
+    logs.mkdir(exist_ok=True)
     command = [*(program or (sys.executable, "-m", "llmtrain.train")), *arguments]
     crew = _Crew(command, ranks, port, logs)
     with crew.forwarding_signals():

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import __version__
 from llmtrain.config.load import load_run
+from llmtrain.config.secrets import redact
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
@@ -359,9 +360,9 @@ def tell(error: Exception, world: World | None, debug: bool) -> int:
     if log.handlers:
         log.log(logging.ERROR if word else logging.INFO, "%s", text, exc_info=None if expected else error)
     if debug or not (expected or log.handlers):  # else the traceback is in the rank's log
-        traceback.print_exception(error)
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
     for line in text.splitlines() or [""]:
-        print(f"{name}{word}{line}", file=sys.stderr)
+        print(f"{name}{word}{redact(line)}", file=sys.stderr)
     return status
 
 

@@ -79,7 +79,12 @@ def _main() -> None:
     folder = Path(sys.argv[1])
     probe = Probe.model_validate_json(sys.stdin.read())
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+        folder,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
     print(json.dumps({"loss": loss_of(model.eval(), probe), "wrong": wrong}))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from llmtrain.config.problems import describe, drop_failed
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.schema_keys import section_at, unknown_key
+from llmtrain.config.secrets import secret_problems
 from llmtrain.config.yaml_lines import Document, KeyPath, dotted, parse_scalar, read_yaml
 from llmtrain.errors import ConfigError, Problem
 
@@ -70,6 +71,12 @@ def load_yaml_model(
                 return COMMAND_LINE
         return document.origin(key_path)
 
+    refused = dict(override.split("=", 1) for override in overrides if "=" in override)
+    for taken in from_command_line:  # those that are in `content` by now
+        refused.pop(dotted(taken), None)
+    secrets = [*secret_problems(content, origin), *secret_problems(refused, lambda _: COMMAND_LINE)]
+    if secrets:  # alone: any other problem might repeat the value
+        raise ConfigError(secrets)
     config, found = _validate(content, model_class, origin)
     problems += found
     if problems or config is None:

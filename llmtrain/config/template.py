@@ -12,6 +12,7 @@ from typing import Any
 
 import llmtrain
 from llmtrain.config.keys import REMOVED, REMOVED_ZERO, RENAMED, TOP, Key
+from llmtrain.config.secrets import secret_problems
 from llmtrain.errors import ConfigError, Problem, nearest
 
 AUTO = "auto"
@@ -100,6 +101,9 @@ def read_template(name_or_path: str) -> Template:
     if not isinstance(content, dict):
         fix = f"must hold a JSON object, but holds a {type(content).__name__}"
         raise ConfigError(Problem("file", shown, shown, fix))
+    secrets = list(secret_problems(content, lambda _: shown))
+    if secrets:
+        raise ConfigError(secrets)
     return Template(shown, content, name=name_or_path)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from llmtrain.config.schema import Section
 from llmtrain.data.shards import REBUILD, ShardFacts, mask_path, shard_paths
@@ -40,9 +40,9 @@ class FileEntry(Section):
 
 
 class ShardEntry(Section):
-    """One shard, `name` relative to the folder and without suffix."""
+    """One shard, `name` relative to the folder and without suffix; it can't lead out of the folder."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
     documents: int
     tokens: int
     bin: FileEntry

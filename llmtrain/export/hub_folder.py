@@ -119,7 +119,8 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, dtype: torch.dtype, 
     with checkpoint.reader() as reader:
         layout = lay_out(model, reader, dtype)
         write_weights(model, reader, layout, folder, shard_bytes)
-    for path in tokenizer_files(checkpoint.path):
+    vouched = {entry.name for entry in checkpoint.manifest.files}  # what else lies there is a stranger's
+    for path in (path for path in tokenizer_files(checkpoint.path) if path.name in vouched):
         write_file(folder / path.name, path.read_bytes(), PUBLIC_FILE)
     _set_special_tokens(model, folder)
     model.config.save_pretrained(folder)

@@ -16,6 +16,8 @@ import contextlib
 import json
 import logging
 import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llmtrain.config.schema import RunConfig
+from llmtrain.config.secrets import RedactingFormatter
 from llmtrain.config.world import World
 from llmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from llmtrain.plan.plan import Plan
 
+PRIVATE_FOLDER = 0o750  # owner and group; the umask takes away more, never adds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("llmtrain")
 
@@ -51,7 +55,10 @@ class RunFolder:
         """Writes the resolved configuration. Raises InputError when the folder can't be written."""
         header = f"# The run as it was resolved, for {plan.topology.world} ranks. Origins are on the right.\n"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            if self.path.stat().st_mode & stat.S_IROTH:
+                warning = f"{self.path} can be read by everyone on this machine; to change that: chmod o-rwx"
+                print(f"warning: {warning} {self.path}", file=sys.stderr)
             replace_text(self.config, header + resolved_yaml(plan.run, plan.origins))
             replace_text(self.ds_config, json.dumps(plan.deepspeed, indent=2) + "\n")
         except OSError as error:
@@ -74,7 +81,7 @@ class RunFolder:
         """Sends this process's log to logs/rank-N.log, besides wherever it goes already."""
         self.logs.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        handler.setFormatter(RedactingFormatter(LOG_FORMAT))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False  # the screen is the progress display's

@@ -17,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10
+SECRET = "hf_" + "PlantedCanary" * 3
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -29,6 +30,7 @@ class Place:
         no_tools.mkdir()
         self.environment = {**os.environ, "PATH": str(no_tools), "CXX": "/nonexistent", "CC": "/nonexistent"}
         self.environment["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
+        self.environment |= dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY"), SECRET)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "llmtrain", *words]
@@ -41,6 +43,7 @@ class Place:
         with self.start(*words) as process:
             said, _ = process.communicate(timeout=280)
         assert process.returncode == 0, said
+        assert SECRET not in said
         return said
 
     def until(self, text: str, number: int, *words: str) -> int:
@@ -121,6 +124,9 @@ def test_the_whole_way(place: Place) -> None:
     assert text == place.llmtrain("generate", "runs/whole", "def main(", *words)
     for name in ("config.yaml", "ds_config.json", "environment.json", "logs/rank-0.log", "logs/rank-1.log"):
         assert (run / name).stat().st_size > 0, name
+    written = [path for path in place.folder.rglob("*") if path.is_file()]
+    assert len(written) > 30
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == [], "a secret was written"
     assert not (place.folder / "extensions").exists(), "something was built"
     assert set(Path("/dev/shm").glob("deepspeed*")) <= left_before
 

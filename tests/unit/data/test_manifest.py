@@ -44,6 +44,17 @@ def test_a_missing_file_is_named(folder, name):
         open_dataset(folder, "train")
 
 
+@pytest.mark.parametrize(
+    "name", ["../train/00000", "/etc/passwd", "train/../../x", "train/.hidden", "train//0", "a\0b", ""]
+)
+def test_a_manifest_can_not_name_a_shard_outside_its_folder(folder, name):
+    content = json.loads((folder / "manifest.json").read_text())
+    content["splits"]["train"]["shards"][0]["name"] = name
+    edit(folder, splits=content["splits"])
+    with pytest.raises(DataError, match=r"manifest.json is damaged at splits.train.shards.0.name"):
+        read_manifest(folder)
+
+
 @pytest.mark.parametrize("name", ["train/00001.bin", "train/00001.idx"])
 def test_a_cut_file_is_named_at_open(folder, name):
     path = folder / name

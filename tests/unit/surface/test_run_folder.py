@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     plan = make_plan(load_run(write_run(tmp_path, tmp_path)), 1, "cpu")
     with pytest.raises(InputError, match=r"output_dir = .*file/run: can't be written \(Not a directory\)"):
         RunFolder(tmp_path / "file" / "run").write(plan)
+
+
+def test_a_new_folder_is_private_and_an_open_one_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0)
+    try:
+        plan = make_plan(load_run(write_run(tmp_path, tmp_path)), 1, "cpu")
+        RunFolder(tmp_path / "new").write(plan)
+        (tmp_path / "open").mkdir()
+        assert capsys.readouterr().err == ""
+        RunFolder(tmp_path / "open").write(plan)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+    said = f"warning: {tmp_path / 'open'} can be read by everyone on this machine"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_each_rank_has_a_log_and_libraries_talk_into_it(
