@@ -1,12 +1,13 @@
 """One corpus file in, one dataset folder out.
 
-    settle the sources (which files, what content)  ->  reuse what is there, if it is exactly this
-    ->  tokenizer (found, or trained on a sample of train)  ->  batches -> workers -> shards, in order
-    ->  manifest, and the folder moves into place
+    settle the sources (which files, what content, where they are cut)
+    ->  reuse what is there, if it is exactly this; go on with what a killed build has left, if it is this
+    ->  tokenizer (found, or trained on a sample of train)
+    ->  passes: every chunk, by any number of processes (`crew`), then what a step decides over all of them
+    ->  shards, in the order of the corpus  ->  manifest, and the folder moves into place
 
-One process reads and writes, the workers parse, step, split and tokenize. Results are written in the
-order of the batches, and a bounded number of batches is under way, so memory does not grow with the
-corpus and the worker count does not change a byte.
+A worker holds one batch of one chunk, so memory does not grow with the corpus. What is done is kept file by
+file in the work folder (`work`), so nothing but the chunks in hand is lost when anything dies.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.chat.documents import SampleParser, template_sha256
 from data_prep.corpus import CorpusConfig
-from data_prep.output import partial_folder, refuse_foreign, sole_builder
+from data_prep.crew import CLAIMS, Alone, Hands, Processes
+from data_prep.leases import Heart, holder, remove
+from data_prep.output import MARK, publish, refuse_foreign, sole_builder, sync_folder
+from data_prep.passes import DECIDED, Progress, decide, finish_pass
 from data_prep.report import BuildReport
+from data_prep.results import REJECTED
 from data_prep.sample import sample_train
 from data_prep.sources import Source, settle
 from data_prep.tokenizer import (
@@ -36,7 +41,9 @@ from data_prep.tokenizer import (
     train_bpe,
     write_trained,
 )
-from data_prep.write import Progress, write_shards
+from data_prep.work import Work, clear_work, open_work, refuse_no_work
+from data_prep.worker import TOKENIZER_ENTRY, passes_of
+from data_prep.write import Written, assemble, bytes_to_write, write_rejected
 from llmtrain.config.load import load_yaml_model
 from llmtrain.data.manifest import (
     TOKENIZER,
@@ -46,9 +53,12 @@ from llmtrain.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from llmtrain.errors import DataError, LlmtrainError
+from llmtrain.errors import DataError, InputError, LlmtrainError
 
-PIPELINE_VERSION = 2  # counts up whenever the same corpus would give other bytes
+PIPELINE_VERSION = 3  # counts up whenever the same corpus would give other bytes
+ALONE_BELOW_BYTES = 4 << 20  # a smaller corpus is done before a second process has started
+BUILT = "build.json"  # how the build went; no part of the dataset, which is the same however it was made
+On = Literal["processes", "ray"]
 
 
 def build(
@@ -56,36 +66,70 @@ def build(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     overwrite: bool = False,
+    on: On = "processes",
 ) -> BuildReport:
     """Builds the dataset a corpus file describes, or finds it built already.
 
     Raises ConfigError for the file, DataError for what it names, and for another dataset in the output
-    folder unless `overwrite`. Whatever is raised, the output folder is as it was before.
+    folder unless `overwrite`. Whatever is raised, the output folder is as it was before. What was done is
+    kept for the next build, unless it was the input that was wrong.
     """
     corpus = load_yaml_model(corpus_path, CorpusConfig, overrides).config
     tell = progress or _silent
-    output = Path(os.path.realpath(Path(corpus.folder).expanduser()))
-    workers = len(os.sched_getaffinity(0)) if corpus.workers == "auto" else corpus.workers
+    output = output_of(corpus)
+    workers = workers_of(corpus)
     began = time.monotonic()
     with _readable_errors(corpus.folder), sole_builder(output):
         sources = _settle_all(corpus, tell)
         found = find_tokenizer(corpus.tokenizer) if corpus.tokenizer.source is not None else None
         pipeline = _pipeline(corpus, sources, found)
+        partial, rejected = work_folder(output), output.with_name(output.name + ".rejected")
+        refuse_no_work(partial)
         there = _already_there(output, pipeline, overwrite)
-        if there is not None:
+        if there is not None and (rejected.exists() or not corpus.keep_rejected):
+            if (partial / BUILT).exists():  # killed after the dataset had its name
+                clear_work(partial)
             return BuildReport(corpus.folder, there, reused=True, seconds=0.0, workers=workers)
-        with partial_folder(output) as folder:
-            tokenizer = _make_tokenizer(corpus, sources, found, folder / TOKENIZER, tell)
-            SampleParser.open(
-                corpus, folder / TOKENIZER, None
-            )  # a template of no use is refused before reading
-            content = write_shards(corpus, sources, tokenizer, folder, workers, tell)
-            manifest = content.model_copy(update={"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)})
-            write_manifest(folder, manifest)
-    return BuildReport(corpus.folder, manifest, False, time.monotonic() - began, workers)
+        _refuse_foreign_rejected(rejected, corpus)
+        work = open_work(partial, corpus, sources, pipeline, overwrite)
+        kept = work.check()
+        if 0 < sum(source.bytes for source in sources) < ALONE_BELOW_BYTES and on == "processes":
+            workers = 1
+        with _kept_unless_input_is_wrong(work):
+            heart = Heart()
+            heart.content, heart.sign = holder(), partial / MARK
+            heart.beat()
+            try:
+                tokenizer = _make_tokenizer(corpus, sources, found, work.folder, tell)
+                SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of any use?
+                _run_passes(work, workers, on, tell)
+                manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
+            finally:
+                heart.sign = None
+            seconds = time.monotonic() - began
+            _write_built(work, written, seconds, workers)
+            (partial / BUILT).touch()
+            _publish(work, output, rejected)
+            clear_work(partial)
+    return BuildReport(corpus.folder, manifest, False, seconds, workers, kept)
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def output_of(corpus: CorpusConfig) -> Path:
+    """Where the dataset goes, links followed."""
+    return Path(os.path.realpath(Path(corpus.folder).expanduser()))
+
+
+def work_folder(output: Path) -> Path:
+    """Where a build of `output` keeps its work."""
+    return output.with_name(output.name + ".partial")
+
+
+def workers_of(corpus: CorpusConfig) -> int:
+    """How many processes of this machine work."""
+    return len(os.sched_getaffinity(0)) if corpus.workers == "auto" else corpus.workers
+
+
+def _silent(what: str, done: int, total: int, dropped: int = 0) -> None:
     """Progress nobody follows."""
 
 
@@ -94,18 +138,124 @@ def _readable_errors(output: str) -> Iterator[None]:
     """Says what the machine could not do, instead of showing where in the program it happened."""
     try:
         yield
-    except BrokenProcessPool:
-        raise LlmtrainError(
-            "a worker of the build died, most likely for want of memory: set fewer workers; "
-            "nothing was left behind"
-        ) from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise LlmtrainError(f"no space left while writing {output}: nothing was left behind") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             reason = f"{error.strerror}: {error.filename}"
             raise DataError(f"output = {output!r} can't be written ({reason}): choose another") from None
+        if error.errno == errno.ENOSPC:
+            raise LlmtrainError(f"no space left while writing {output}: make room and try again") from None
         raise
+
+
+@contextmanager
+def _kept_unless_input_is_wrong(work: Work) -> Iterator[None]:
+    """What is done stays for the next build, which nothing but a change of its input could help otherwise."""
+    try:
+        yield
+    except InputError:
+        clear_work(work.folder.parent)
+        raise
+    except BaseException as error:
+        for name in ("dataset", "rejected", "scratch"):  # room for what is kept
+            shutil.rmtree(work.folder / name, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LlmtrainError(_room_needed(work)) from None
+        raise
+
+
+def _room_needed(work: Work) -> str:
+    """One sentence on how much room is wanting, estimated from the chunks that are done."""
+    done = sum(len(work.done(number)) for number in range(work.plan.passes))
+    used = sum(path.stat().st_size for path in work.folder.rglob("*") if path.is_file())
+    shards = bytes_to_write(work)
+    if done:
+        rest = work.plan.passes * work.plan.chunks / done - 1
+        need = used * rest + shards * (1 + rest)
+    else:
+        need = float(sum(source.bytes for source in work.plan.sources))
+    have = shutil.disk_usage(work.folder).free
+    return (
+        f"no space left while writing {work.folder.parent}: about {need / 1e6:,.1f} MB more are needed and "
+        f"{have / 1e6:,.1f} MB are free; make room and run the command again, what is done is kept"
+    )
+
+
+def _run_passes(work: Work, workers: int, on: On, tell: Progress) -> None:
+    """Every chunk through every pass."""
+    names = [each.notes_for.name for each in passes_of(work.plan.corpus) if each.notes_for is not None]
+    hands: Hands | None = None
+    dropped = 0
+    try:
+        for number, what in enumerate(passes_of(work.plan.corpus)):
+            if hands is None:
+                hands = _hands(work, workers, on)
+            doing = "tokenizing" if what.notes_for is None else f"{names[number]}: reading"
+            dropped = finish_pass(work, number, hands, tell, doing, dropped)
+            if what.notes_for is not None:
+                decide(work, number, what.notes_for, tell, dropped)
+    finally:
+        if hands is not None:
+            hands.end()
+
+
+def _hands(work: Work, workers: int, on: On) -> Hands:
+    if on == "ray":
+        from data_prep.on_ray import RayTasks
+
+        return RayTasks(work.folder)
+    return Alone(work.folder) if workers == 1 else Processes(work.folder, workers)
+
+
+def _write_dataset(
+    work: Work, tokenizer: TokenizerEntry, pipeline: dict[str, Any], tell: Progress
+) -> tuple[Manifest, Written]:
+    folder = work.folder / "dataset"
+    remove(folder)
+    folder.mkdir()
+    if shutil.disk_usage(folder).free < bytes_to_write(work):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    shutil.copytree(work.folder / TOKENIZER, folder / TOKENIZER)
+    content, written = assemble(work, tokenizer, folder, tell)
+    manifest = content.model_copy(update={"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)})
+    if work.plan.corpus.keep_rejected:
+        remove(work.folder / "rejected")
+        write_rejected(work, work.folder / "rejected")
+    write_manifest(folder, manifest)
+    return manifest, written
+
+
+def _write_built(work: Work, written: Written, seconds: float, workers: int) -> None:
+    """How the build went, for people and the report. It differs from build to build."""
+    folder = work.folder / "dataset"
+    decided = [work.verdicts(number) / DECIDED for number in range(work.plan.passes - 1)]
+    facts = {
+        "seconds": seconds,
+        "workers": workers,
+        "seconds_by_step": dict(sorted(written.seconds.items())),
+        "corpus_wide": [json.loads(path.read_text()) for path in decided],
+        "chunks": work.plan.chunks,
+        "passes": work.plan.passes,
+        "chunks_taken": len((work.folder / CLAIMS).read_text().splitlines()),
+    }
+    (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+    sync_folder(folder)
+
+
+def _publish(work: Work, output: Path, rejected: Path) -> None:
+    """What was left out first, then the dataset: when it is there, all is there."""
+    if rejected.exists():
+        shutil.rmtree(rejected)
+    if work.plan.corpus.keep_rejected:
+        (work.folder / "rejected").rename(rejected)
+    publish(work.folder / "dataset", output)
+
+
+def _refuse_foreign_rejected(rejected: Path, corpus: CorpusConfig) -> None:
+    """Raises DataError when something else lies where the rejected documents of the build go."""
+    if rejected.exists() and (not rejected.is_dir() or set(os.listdir(rejected)) - {REJECTED}):
+        raise DataError(
+            f"{rejected} is in the way and holds no rejected documents: move it or choose another output"
+        )
 
 
 def _settle_all(corpus: CorpusConfig, tell: Progress) -> list[Source]:
@@ -163,6 +313,24 @@ def _already_there(output: Path, pipeline: dict[str, Any], overwrite: bool) -> M
 
 
 def _make_tokenizer(
+    corpus: CorpusConfig, sources: Sequence[Source], found: Path | None, work: Path, tell: Progress
+) -> TokenizerEntry:
+    """The tokenizer of the dataset, made in the work folder or found there."""
+    entry = work / TOKENIZER_ENTRY
+    if entry.exists():
+        return TokenizerEntry.model_validate_json(entry.read_text())
+    remove(work / TOKENIZER)
+    described = _fill_tokenizer(corpus, sources, found, work / TOKENIZER, tell)
+    part = entry.with_suffix(".part")
+    part.write_text(described.model_dump_json())
+    for path in [part, *(work / TOKENIZER).iterdir()]:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    part.rename(entry)
+    return described
+
+
+def _fill_tokenizer(
     corpus: CorpusConfig, sources: Sequence[Source], found: Path | None, folder: Path, tell: Progress
 ) -> TokenizerEntry:
     section = corpus.tokenizer

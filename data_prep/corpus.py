@@ -17,6 +17,30 @@ Format = Literal["auto", "text", "html", "jsonl", "json", "csv", "tsv", "parquet
 Share = Annotated[Number, Field(gt=0, lt=1)]
 
 
+class Limit(Section):
+    """At most so many documents of a source are written, or bytes of text, or tokens: one of them."""
+
+    documents: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Limit:
+        if sum(most is not None for most in (self.documents, self.bytes, self.tokens)) != 1:
+            raise ValueError("give exactly one of limit.documents, limit.bytes and limit.tokens")
+        return self
+
+    @property
+    def unit(self) -> Literal["documents", "bytes", "tokens"]:
+        """What is counted."""
+        return "documents" if self.documents else "bytes" if self.bytes else "tokens"
+
+    @property
+    def most(self) -> int:
+        """How many there may be."""
+        return self.documents or self.bytes or self.tokens or 0
+
+
 class SourceSection(Section):
     """Where text comes from: exactly one of `path`, `hub` and `stdlib`.
 
@@ -31,7 +55,8 @@ class SourceSection(Section):
     meta       fields that go along for the steps, by their own names or as `new name: field`
     separator  text only: what ends a document; without it a file is a document
     weight     how often a document of this source is written to train: 2 twice, 0.5 every other one
-    limit      read at most so many records
+    limit      read at most so many records; or {documents: N}, {bytes: N}, {tokens: N}: write at most so
+               many, in the order of the source (copies for a weight above 1 come on top)
     """
 
     path: str | None = None
@@ -47,7 +72,7 @@ class SourceSection(Section):
     revision: str | None = None
     streaming: bool = True
     weight: Number = Field(default=1.0, gt=0)
-    limit: int | None = Field(default=None, ge=1)
+    limit: Annotated[int, Field(ge=1)] | Limit | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> SourceSection:
@@ -70,6 +95,11 @@ class SourceSection(Section):
             return tuple(column if name in needed else IfThere(column) for name, column in self.field.items())
         texts = (self.field,) if isinstance(self.field, str) else self.field
         return (*texts, *self.named_meta.values())
+
+    @property
+    def limit_written(self) -> Limit | None:
+        """The limit, if it is one on what is written."""
+        return self.limit if isinstance(self.limit, Limit) else None
 
     @property
     def label(self) -> str:
@@ -115,6 +145,7 @@ class CorpusConfig(Section):
     append_eos: bool = True
     strict: bool = False
     max_reject_fraction: Annotated[Number, Field(ge=0, le=1)] | None = None  # of bad input; None: any
+    keep_rejected: bool = False  # what is left out is written to OUTPUT.rejected, with its text
     max_document_bytes: int = Field(default=2**24, ge=1)
     shard_tokens: int = Field(default=2**29, ge=1)
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

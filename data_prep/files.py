@@ -27,8 +27,8 @@ _WILD = re.compile(r"[*?\[]")
 class SourceFile:
     """A file, and its name relative to its source, which is the same on every machine; or a part of one.
 
-    `survey` fills in `sha256` and `cuts`. A part begins at byte `start`, before which `first` records lie,
-    and ends before byte `end` (None: with the file).
+    `survey` fills in `sha256`, `cuts` and `mtime_ns`. A part begins at byte `start`, before which `first`
+    records lie, and ends before byte `end` (None: with the file).
     """
 
     path: Path
@@ -39,6 +39,7 @@ class SourceFile:
     start: int = 0
     end: int | None = None
     first: int = 0
+    mtime_ns: int = 0
 
 
 def list_files(source: SourceSection, field: str) -> list[SourceFile]:
@@ -184,14 +185,17 @@ def survey(
     def read(file: SourceFile) -> SourceFile:
         digest = hashlib.sha256(f"{file.name}\0{file.bytes}\0".encode("utf-8", "surrogateescape"))
         cutter = _Cutter(separator_of(file), cut_bytes)
+        mtime_ns = 0
         try:
             with open(file.path, "rb") as opened:
+                mtime_ns = os.fstat(opened.fileno()).st_mtime_ns
                 while piece := opened.read(CHUNK_BYTES):
                     digest.update(piece)
                     cutter.add(piece)
         except OSError:
             digest.update(b"unreadable")
-        return replace(file, sha256=digest.hexdigest(), cuts=cutter.before(file.bytes))
+        cuts = cutter.before(file.bytes)
+        return replace(file, sha256=digest.hexdigest(), cuts=cuts, mtime_ns=mtime_ns)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         surveyed = []

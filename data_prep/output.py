@@ -1,7 +1,8 @@
 """The output folder of a build: written beside its final place, moved there whole, or not there at all.
 
     data/stdlib            the finished dataset
-    data/stdlib.partial    a build that is running, or was killed; it is no dataset and is made anew
+    data/stdlib.rejected   what was left out of it, when that is to be kept
+    data/stdlib.partial    a build that is running, or was killed: no dataset, the next one goes on with it
     data/stdlib.old        what was there before, while it is replaced
     data/stdlib.lock       held while a build runs; a killed build lets go of it
 
@@ -23,7 +24,7 @@ from llmtrain.data.manifest import MANIFEST, ShardEntry, SplitEntry
 from llmtrain.data.shards import ShardWriter
 from llmtrain.errors import DataError
 
-MARK = "UNFINISHED"  # only a folder with this file in it, or a manifest, is ever cleared away
+MARK = "UNFINISHED"  # in the work folder: what has no such file, and no manifest, is never cleared away
 
 
 @contextmanager
@@ -58,33 +59,13 @@ def _recover(output: Path) -> None:
             old.rename(output)
 
 
-@contextmanager
-def partial_folder(output: Path) -> Iterator[Path]:
-    """An empty folder that becomes `output` when the block ends well, and disappears when it does not."""
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        if not any((partial / name).is_file() for name in (MARK, MANIFEST)):
-            raise DataError(f"{partial} is in the way and is not a build's: move it or choose another output")
-        shutil.rmtree(partial)
-    partial.mkdir()
-    (partial / MARK).touch()
-    try:
-        yield partial
-        (partial / MARK).unlink()
-        _sync(partial)
-        _replace(partial, output)
-        _sync(output.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _replace(partial: Path, output: Path) -> None:
-    """Moves the finished folder into place; an older dataset there goes only after that."""
+def publish(finished: Path, output: Path) -> None:
+    """Moves a finished folder into place; an older one there goes only after that."""
     old = output.with_name(output.name + ".old")
     if output.exists():
         output.rename(old)
-    partial.rename(output)
+    finished.rename(output)
+    sync_folder(output.parent)
     if old.exists():
         shutil.rmtree(old)
 
@@ -95,7 +76,8 @@ def refuse_foreign(folder: Path) -> None:
         raise DataError(f"{folder} exists and is not a dataset: choose another output, nothing was touched")
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,16 +86,15 @@ def _sync(folder: Path) -> None:
 
 
 class SplitWriter:
-    """The shards of one split, a new one once the last holds `shard_tokens` tokens."""
+    """The shards of one split. One ends with the document that brings it to `shard_tokens` tokens."""
 
     def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int, masked: bool = False):
         self.folder = folder
-        self.masked = masked
-        self.trained = 0
         self.split = split
         self.vocab_size = vocab_size
         self.shard_tokens = shard_tokens
-        self.text_bytes = 0
+        self.masked = masked
+        self.text_bytes = self.trained = 0
         self._shards: list[ShardEntry] = []
         self._writer: ShardWriter | None = None
         (folder / split).mkdir()
@@ -121,12 +102,21 @@ class SplitWriter:
     def add(
         self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int, mask: np.ndarray | None = None
     ) -> None:
-        """Appends documents, `tokens` (and their `mask`) back to back and cut by `lengths`."""
-        if self._writer is not None and self._writer.tokens >= self.shard_tokens:
-            self._finish_shard()
-        if self._writer is None:
-            self._writer = ShardWriter(self.folder / self._name, self.vocab_size, masked=self.masked)
-        self._writer.add(tokens, lengths, mask)
+        """Appends documents, `tokens` (and `mask`) back to back and cut by `lengths`."""
+        ends = np.cumsum(lengths)
+        done = start = 0
+        while done < len(lengths):
+            if self._writer is None:
+                prefix = self.folder / self._name
+                self._writer = ShardWriter(prefix, self.vocab_size, masked=self.masked)
+            room = self.shard_tokens - self._writer.tokens
+            upto = min(int(np.searchsorted(ends, start + room)) + 1, len(lengths))
+            end = int(ends[upto - 1])
+            part = None if mask is None else mask[start:end]
+            self._writer.add(tokens[start:end], lengths[done:upto], part)
+            done, start = upto, end
+            if self._writer.tokens >= self.shard_tokens:
+                self._finish_shard()
         self.text_bytes += text_bytes
         self.trained += 0 if mask is None else int(mask.sum())
 

@@ -16,6 +16,7 @@ class BuildReport:
     reused: bool
     seconds: float
     workers: int
+    kept: int = 0  # chunks that an earlier build had done
 
     @property
     def text_bytes(self) -> int:
@@ -33,6 +34,8 @@ class BuildReport:
         how = "is up to date and was left as it is" if self.reused else f"built in {self.seconds:.1f} s"
         if self.seconds and not self.reused:
             how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {self.workers} workers"
+        if self.kept:
+            how += f", {self.kept:,} chunks of an earlier build kept"
         lines = [f"{self.folder} {how}", ""]
         lines.append(f"{'':10}{'documents':>12}{'text MB':>12}{'tokens':>16}{'bytes/token':>14}")
         for name, split in manifest.splits.items():

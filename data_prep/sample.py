@@ -2,6 +2,7 @@
 
 Files are taken in the order of a hash of their names, and no file gives more than its share while there
 are others, so that the sample is not the head of the alphabet. A Hub dataset gives its first rows.
+Steps that must see the whole corpus first are left out: they come after the tokenizer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from data_prep.documents import Tally
 from data_prep.files import SourceFile
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.steps.registry import make_steps
-from data_prep.worker import documents_of
+from data_prep.worker import Clock, documents_of, passes_of, run_steps
 
 PARTS = 8  # one file gives at most this part of the sample, unless there are fewer files
 
@@ -42,9 +42,10 @@ def _texts(
 ) -> Iterator[str]:
     """Train texts of some files (None: all), the last one cut to what is left of `budget` characters."""
     records = read_source(source, corpus.max_document_bytes, _ignore, files)
-    steps = make_steps(corpus.steps)
-    for batch in batches_of(records, source.number, turn=0):
-        for document in documents_of(batch, corpus, steps, Tally()):
+    steps = [step for each in passes_of(corpus) for step in each.steps]
+    for batch in batches_of(records):
+        tally = Tally()
+        for document in run_steps(steps, documents_of(batch, source, tally), tally, Clock()):
             if split_of(document, corpus.splits, corpus.split_by == "file") == TRAIN:
                 yield document.text[:budget]
                 budget -= len(document.text)

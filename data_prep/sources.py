@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,9 @@ def read_source(
 
     Records of more than `longest` bytes, and what can't be read of a damaged file, come as `Damage`.
     """
+    limit = source.section.limit
     records = _read_all(source, longest, advance, files)
-    for number, item in enumerate(records):
-        if source.section.limit is not None and number >= source.section.limit:
-            return
-        yield item
+    yield from islice(records, limit) if isinstance(limit, int) else records
 
 
 def _read_all(

@@ -1,141 +1,410 @@
-"""What a worker does: a batch of records in, tokens by split and a tally out. Nothing else is shared."""
+"""What a worker does with a chunk in one pass: its documents in, and out what becomes of them.
+
+The steps of a corpus are cut into passes at each one that must see the whole corpus:
+
+    first pass    read, parse, steps  ->  documents spilled, and noted for the corpus-wide step
+    next passes   spilled documents, what the corpus-wide step decided, steps  ->  spilled and noted again
+    last pass     …  ->  splits, weights, tokens
+
+A corpus without such a step has one pass, from source to tokens. The same chunk gives the same result.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from dataclasses import dataclass, field
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.chat.documents import SampleParser, stack
+from data_prep.batches import Batch, batches_of, groups_of
+from data_prep.chat.documents import SampleParser
+from data_prep.chunks import Chunk
 from data_prep.corpus import CorpusConfig
-from data_prep.documents import Document, Encoding, Record, Tally, parse
+from data_prep.documents import Damage, Document, Record, Tally, parse
+from data_prep.files import SourceFile, survey
+from data_prep.leases import holder
+from data_prep.results import (
+    DOCUMENT,
+    NOTES,
+    REJECTED,
+    SPILL,
+    Result,
+    ResultWriter,
+    read_spill,
+    to_line,
+)
+from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.steps.registry import apply_steps, make_steps
+from data_prep.steps.registry import make_steps
 from data_prep.steps.step import CorpusWideStep, Step
 from data_prep.tokenizer import Encoder, load_tokenizer
+from data_prep.work import Work
+from llmtrain.data.manifest import TOKENIZER, TokenizerEntry
+from llmtrain.data.shards import token_dtype
+from llmtrain.errors import DataError
+
+TOKENIZER_ENTRY = "tokenizer.json"
+
+
+class CorpusChangedError(DataError):
+    """A file of the corpus is not what the build has seen."""
 
 
 @dataclass
-class Batch:
-    """Consecutive records of one source; `turn` counts the times the source was read before."""
+class Pass:
+    """What is done between two corpus-wide steps: the verdict of one, steps by name, notes for the next."""
 
-    source: int
-    turn: int
-    encoding: Encoding
-    records: list[Record]
-    read_bytes: int = 0  # bytes of the sources' files read up to the end of this batch, from the start
+    verdict_of: CorpusWideStep | None = None
+    steps: list[tuple[str, Step]] = field(default_factory=list)
+    notes_for: CorpusWideStep | None = None
 
 
-@dataclass
-class Encoded:
-    """Documents of one split, in order."""
+def passes_of(corpus: CorpusConfig) -> list[Pass]:
+    """The steps of a corpus, cut at those that must see the whole of it."""
+    names = [name for section in corpus.steps for name in section.named]
+    passes = [Pass()]
+    for name, step in zip(names, make_steps(corpus.steps), strict=True):
+        if isinstance(step, CorpusWideStep):
+            passes[-1].notes_for = step
+            passes.append(Pass(verdict_of=step))
+        else:
+            passes[-1].steps.append((name, step))
+    return passes
 
-    tokens: np.ndarray  # uint32, back to back
-    lengths: np.ndarray  # int64, tokens of each document
-    text_bytes: int
-    mask: np.ndarray | None = None  # uint8, of fine-tuning data: 1 where a token is trained on
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Counts the time that is spent inside."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+
+    def pulls(self, what: str, items: Iterator) -> Iterator:
+        """The same items; the time it takes to get each is counted."""
+        while True:
+            with self(what):
+                item = next(items, self)
+            if item is self:
+                return
+            yield item
 
 
-@dataclass
-class Result:
-    """A batch, done."""
+def run_steps(
+    steps: list[tuple[str, Step]], documents: list[Document], tally: Tally, clock: Clock
+) -> list[Document]:
+    """A batch of documents through steps, one after the other."""
+    for name, step in steps:
+        with clock(name):
+            documents = list(step(iter(documents), tally))
+    return documents
 
-    source: int
-    read_bytes: int
-    tally: Tally
-    splits: dict[str, Encoded] = field(default_factory=dict)
+
+class AsideTally(Tally):
+    """A tally that hands on every document that is left out, with its text."""
+
+    def __init__(self, strict: bool, source: int, write: Callable[[bytes], None]):
+        super().__init__(strict)
+        self.source = source
+        self.write = write
+        self.held: dict[str, str | None] = {}  # by place, the texts of which some may be left out
+
+    def hold(self, documents: list[Document]) -> None:
+        """These come next; what was held before has been decided on."""
+        self.held = {document.id: document.text for document in documents}
+
+    def hold_records(self, records: list[Record]) -> None:
+        """As `hold`, of records that may turn out to be no documents."""
+        self.held = {record.where: _shown(record) for record in records}
+
+    def drop(self, reason: str, where: str) -> None:
+        """Counts it, and hands it on."""
+        super().drop(reason, where)
+        row = {"reason": reason, "source": self.source, "where": where, "text": self._held(where)}
+        self.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+    def _held(self, where: str) -> str | None:
+        """The text from a place, which a detail in brackets may follow."""
+        return self.held.get(where, self.held.get(where.partition(" (")[0]))
+
+
+def _shown(record: Record) -> str | None:
+    """A record as text, whatever it is; bytes that are no UTF-8 as \\xNN."""
+    if isinstance(record.content, Damage):
+        return None
+    if isinstance(record.content, bytes):
+        return record.content.decode("utf-8", "backslashreplace")
+    return record.content if isinstance(record.content, str) else repr(record.content)
 
 
 class Worker:
-    """Turns batches into results, always the same for the same batch."""
+    """Works on the chunks of one work folder."""
 
-    def __init__(self, corpus: CorpusConfig, tokenizer_folder: Path, eos_id: int):
-        self.corpus = corpus
-        self.steps = make_steps(corpus.steps)
-        self.encoder = Encoder(load_tokenizer(tokenizer_folder), eos_id if corpus.append_eos else None)
-        self.samples = SampleParser.open(corpus, tokenizer_folder, eos_id)
+    def __init__(self, folder: Path):
+        self.work = Work.open(folder)
+        self.corpus = self.work.plan.corpus
+        self.passes = passes_of(self.corpus)
+        self.sources = [
+            Source(section, number, (), settled.digest, settled.revision)
+            for number, (section, settled) in enumerate(
+                zip(self.corpus.sources, self.work.plan.sources, strict=True)
+            )
+        ]
+        self._encoder: Encoder | None = None
+        self._samples: SampleParser | None = None
+        self._entry: TokenizerEntry | None = None
+        self._unchanged: set[tuple[Path, int]] = set()
 
-    def __call__(self, batch: Batch) -> Result:
-        """Raises DataError at the first bad record when the corpus is strict."""
-        by_split: dict[str, list[Document]] = {}
+    def do(self, number: int, chunk_number: int, advance: Callable[[int], None]) -> Result:
+        """Makes the result of a chunk in a pass, unless someone else does first.
+
+        Raises DataError for what the corpus must not hold, and CorpusChangedError.
+        """
+        chunk = self.work.chunks[chunk_number]
+        scratch = self.work.folder / "scratch" / holder()
+        output = ResultWriter(scratch, self.work.result(number, chunk_number))
+        try:
+            task = _Task(self, number, chunk, output, advance)
+            task.run()
+            output.publish(task.result)
+        except BaseException:
+            output.discard()
+            raise
+        return task.result
+
+    def check_unchanged(self, file: SourceFile) -> None:
+        """Raises CorpusChangedError unless a file is the one that was surveyed."""
+        if (file.path, file.mtime_ns) in self._unchanged:
+            return
+        try:
+            facts = file.path.stat()
+            same = facts.st_size == file.bytes and (
+                facts.st_mtime_ns == file.mtime_ns or _digest(file) == file.sha256
+            )
+        except OSError:
+            same = file.mtime_ns == 0  # it could not be read then either
+        if not same:
+            raise CorpusChangedError(
+                f"{file.path} is not what it was when this build began: leave a corpus as it is while it is "
+                "built"
+            )
+        self._unchanged.add((file.path, file.mtime_ns))
+
+    @property
+    def entry(self) -> TokenizerEntry:
+        """The tokenizer of the dataset."""
+        if self._entry is None:
+            text = (self.work.folder / TOKENIZER_ENTRY).read_text()
+            self._entry = TokenizerEntry.model_validate_json(text)
+        return self._entry
+
+    @property
+    def encoder(self) -> Encoder:
+        """Text to tokens, loaded once."""
+        if self._encoder is None:
+            tokenizer = load_tokenizer(self.work.folder / TOKENIZER)
+            self._encoder = Encoder(tokenizer, self.entry.eos_id if self.corpus.append_eos else None)
+        return self._encoder
+
+    @property
+    def samples(self) -> SampleParser | None:
+        """What makes samples of the records of fine-tuning data, loaded once; None for text."""
+        if self._samples is None and self.corpus.kind != "text":
+            folder = self.work.folder / TOKENIZER
+            self._samples = SampleParser.open(self.corpus, folder, self.entry.eos_id)
+        return self._samples
+
+
+def _digest(file: SourceFile) -> str:
+    whole = replace(file, start=0, end=None, first=0)
+    return survey([whole], lambda _: None, 1, lambda _: None)[0].sha256
+
+
+class _Task:
+    """One chunk in one pass."""
+
+    def __init__(
+        self, worker: Worker, number: int, chunk: Chunk, output: ResultWriter, advance: Callable[[int], None]
+    ):
+        self.worker = worker
+        self.corpus = worker.corpus
+        self.number = number
+        self.what = worker.passes[number]
+        self.chunk = chunk
+        self.source = worker.sources[chunk.source]
+        self.output = output
+        self.advance = advance
+        self.clock = Clock()
         tally = Tally(self.corpus.strict)
-        for split, document in self._chosen(batch, tally):
-            by_split.setdefault(split, []).append(document)
-        if batch.turn:  # these records were counted when they were read the first time
-            tally = Tally(repeats=sum(map(len, by_split.values())))
-        result = Result(batch.source, batch.read_bytes, tally)
-        for split, documents in by_split.items():
-            result.splits[split] = self._encoded(documents)
-        return result
+        if self.corpus.keep_rejected:
+            tally = AsideTally(self.corpus.strict, chunk.source, self._aside)
+        self.result = Result(tally)
 
-    def _encoded(self, documents: list[Document]) -> Encoded:
-        if self.samples is not None:
-            tokens, mask, lengths, size = stack(documents)
-            return Encoded(tokens, lengths, size, mask)
-        texts = [document.text for document in documents]
-        tokens, lengths = self.encoder.encode(texts)
-        return Encoded(tokens, lengths, sum(len(text.encode()) for text in texts))
+    @property
+    def tally(self) -> Tally:
+        return self.result.tally
 
-    def _chosen(self, batch: Batch, tally: Tally) -> list[tuple[str, Document]]:
-        """The documents to write and their splits. A source's weight thins out and repeats only train."""
-        source = self.corpus.sources[batch.source]
-        share = source.weight - batch.turn
-        chosen = []
-        if self.samples is not None:
-            names = source.field
-            assert isinstance(names, dict), "fine-tuning data names its fields"
-            documents = list(self.samples.parse(batch.records, batch.encoding, names, tally))
-        else:
-            documents = documents_of(batch, self.corpus, self.steps, tally)
+    def run(self) -> None:
+        """Everything but the last word."""
+        for file in self.chunk.files:
+            self.worker.check_unchanged(file)
+        if self.what.notes_for is not None:
+            self.output.append(NOTES, b"")  # there even when there is nothing to note
+        for documents in self._read() if self.number == 0 else self._reread():
+            going_on = run_steps(self.what.steps, self._held(documents), self.tally, self.clock)
+            if self.what.notes_for is not None:
+                self._spill(self._held(going_on), self.what.notes_for)
+            else:
+                self._tokenize(self._held(going_on))
+                if self._is_enough():
+                    break
+        self.result.seconds = self.clock.seconds
+        came_in = self.tally.documents_in if self.number == 0 else self.result.coming_in
+        left_out = sum(self.tally.rejected.values())
+        assert came_in == self.result.going_on + left_out, (
+            f"chunk {self.chunk.number} lost documents in pass {self.number}: {came_in} in, "
+            f"{self.result.going_on} go on, {left_out} left out"
+        )
+
+    def _held(self, documents: list[Document]) -> list[Document]:
+        if isinstance(self.tally, AsideTally):
+            self.tally.hold(documents)
+        return documents
+
+    def _aside(self, row: bytes) -> None:
+        self.output.append_packed(REJECTED, row)
+
+    def _read(self) -> Iterator[list[Document]]:
+        """The documents of the source, batch by batch."""
+        records = read_source(
+            self.source, self.corpus.max_document_bytes, self._advance, self.chunk.files or None
+        )
+        for batch in self.clock.pulls("read", batches_of(records)):
+            if isinstance(self.tally, AsideTally):
+                self.tally.hold_records(batch.records)
+            with self.clock("parse"):
+                documents = self._parsed(batch)
+            yield documents
+
+    def _parsed(self, batch: Batch) -> list[Document]:
+        samples, names = self.worker.samples, self.source.section.field
+        if samples is None:
+            return documents_of(batch, self.source, self.tally)
+        assert isinstance(names, dict), "fine-tuning data names its fields"
+        return list(samples.parse(batch.records, batch.encoding, names, self.tally))
+
+    def _advance(self, count: int) -> None:
+        self.result.read_bytes += count
+        self.advance(count)
+
+    def _reread(self) -> Iterator[list[Document]]:
+        """The documents that the pass before let through, less what was decided against."""
+        step = self.what.verdict_of
+        assert step is not None, "a pass after the first follows a corpus-wide step"
+        spilled = self.worker.work.result(self.number - 1, self.chunk.number) / SPILL
+        verdict = np.load(self.worker.work.verdict(self.number - 1, self.chunk.number), allow_pickle=False)
+        documents = step.apply(self._counted(read_spill(spilled)), verdict, self.tally)
+        yield from self.clock.pulls(step.name, groups_of(documents))
+
+    def _counted(self, documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.result.coming_in += 1
+            if isinstance(self.tally, AsideTally):
+                self.tally.held[document.id] = document.text
+            yield document
+
+    def _spill(self, documents: list[Document], step: CorpusWideStep) -> None:
+        if not documents:
+            return
+        with self.clock(step.name):
+            notes = np.asarray(step.notes(documents, self.result.going_on), step.dtype)
+        with self.clock("write"):
+            self.output.append(NOTES, notes.tobytes())
+            self.output.append_packed(SPILL, b"".join(map(to_line, documents)))
+        self.result.going_on += len(documents)
+
+    def _tokenize(self, documents: list[Document]) -> None:
+        by_split: dict[str, list[tuple[Document, int]]] = {}
+        for split, document in self._chosen(documents):
+            by_split.setdefault(split, []).append((document, self.result.going_on))
+            self.result.going_on += 1
+            self.tally.documents_out += 1
+        for split, placed in by_split.items():
+            with self.clock("tokenize"):
+                tokens, rows, mask = self._encoded([document for document, _ in placed])
+            each = [max(len(document.samples), 1) for document, _ in placed]
+            rows["place"] = np.repeat([place for _, place in placed], each)
+            rows["last_copy"] = np.repeat([self._has_last_copy(document) for document, _ in placed], each)
+            with self.clock("write"):
+                self._write(split, tokens, rows)
+                if mask is not None:
+                    self.output.append(f"{split}.mask", mask.tobytes())
+
+    def _encoded(self, documents: list[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Tokens, DOCUMENT rows with their lengths, and the mask of fine-tuning data."""
+        if self.worker.samples is None:
+            texts = [document.text for document in documents]
+            tokens, lengths = self.worker.encoder.encode(texts)
+            rows = np.zeros(len(lengths), DOCUMENT)
+            rows["tokens"], rows["bytes"] = lengths, [len(text.encode()) for text in texts]
+            return tokens, rows, None
+        samples = [sample for document in documents for sample in document.samples]
+        rows = np.zeros(len(samples), DOCUMENT)
+        rows["tokens"] = [len(sample.tokens) for sample in samples]
+        rows["bytes"] = [sample.text_bytes for sample in samples]
+        tokens = np.concatenate([sample.tokens for sample in samples])
+        return tokens, rows, np.concatenate([sample.mask for sample in samples]).astype(np.uint8)
+
+    def _write(self, split: str, tokens: np.ndarray, rows: np.ndarray) -> None:
+        vocab_size = self.worker.entry.vocab_size
+        if len(tokens) and int(tokens.max()) >= vocab_size:
+            raise DataError(
+                f"token id {int(tokens.max())} does not fit a vocabulary of {vocab_size}: "
+                "the tokenizer and the vocabulary size disagree"
+            )
+        self.output.append(f"{split}.tokens", tokens.astype(token_dtype(vocab_size)).tobytes())
+        self.output.append(f"{split}.documents", rows.tobytes())
+        self.result.text_bytes += int(rows["bytes"].sum())
+        self.result.tokens += len(tokens)
+
+    def _is_enough(self) -> bool:
+        """Whether a source with a limit on what is written has reached it within this chunk.
+
+        In a later pass the rest is read nevertheless, so that every spilled document is accounted for.
+        """
+        limit = self.source.section.limit_written
+        return limit is not None and self.number == 0 and self.result.written(limit.unit) >= limit.most
+
+    def _chosen(self, documents: list[Document]) -> Iterator[tuple[str, Document]]:
+        """The documents to write and their splits. A weight below 1 thins out train, and only train."""
+        weight = self.source.section.weight
         for document in documents:
             split = split_of(document, self.corpus.splits, self.corpus.split_by == "file")
-            if split == TRAIN:
-                if share < 1 and fraction(document.id, "weight") >= share:
-                    tally.drop("left out by weight", document.id)
-                    continue
-            elif batch.turn:
-                continue
-            tally.documents_out += 1
-            chosen.append((split, document))
-        return chosen
+            if split == TRAIN and weight < 1 and fraction(document.id, "weight") >= weight:
+                self.tally.drop("left out by weight", document.id)
+            else:
+                yield split, document
+
+    def _has_last_copy(self, document: Document) -> bool:
+        weight = self.source.section.weight
+        part = weight - math.floor(weight)
+        return part == 0 or fraction(document.id, "weight") < part
 
 
-def documents_of(
-    batch: Batch, corpus: CorpusConfig, steps: list[Step | CorpusWideStep], tally: Tally
-) -> list[Document]:
-    """The documents of a batch that all steps let through."""
-    source = corpus.sources[batch.source]
-    assert not isinstance(source.field, dict), "a text corpus names no fields"
-    parsed = parse(batch.records, batch.encoding, source.field, tally, source.named_meta)
-    return list(apply_steps(steps, parsed, tally))
-
-
-_worker: Worker | None = None  # one per process, made by `start`
-
-
-def start(corpus: CorpusConfig, tokenizer_folder: Path, eos_id: int) -> None:
-    """First thing in a worker process: one thread, no say in Ctrl-C, and gone when its parent is."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = Worker(corpus, tokenizer_folder, eos_id)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def work(batch: Batch) -> Result:
-    """A batch, in a worker process."""
-    assert _worker is not None, "work() before start()"
-    return _worker(batch)
+def documents_of(batch: Batch, source: Source, tally: Tally) -> list[Document]:
+    """The documents of a batch; what is none is in the tally."""
+    section = source.section
+    assert not isinstance(section.field, dict), "a text corpus names no fields"
+    return list(parse(batch.records, batch.encoding, section.field, tally, section.named_meta))

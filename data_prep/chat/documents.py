@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data_prep.chat.encode import Sample, SampleEncoder
+from data_prep.chat.encode import SampleEncoder
 from data_prep.chat.records import exchanges
 from data_prep.corpus import CorpusConfig
 from data_prep.documents import Document, Encoding, Record, RejectedError, Tally, row_of
@@ -57,17 +55,6 @@ class SampleParser:
                 leave_out(str(error), where)
             else:
                 yield Document("", record.file, record.number, samples=samples)
-
-
-def stack(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The samples of documents: uint32 ids and uint8 mask back to back, int64 lengths, bytes of text."""
-    samples: list[Sample] = [sample for document in documents for sample in document.samples]
-    return (
-        np.concatenate([sample.tokens for sample in samples]),
-        np.concatenate([sample.mask for sample in samples]),
-        np.array([len(sample.tokens) for sample in samples], np.int64),
-        sum(sample.text_bytes for sample in samples),
-    )
 
 
 def template_sha256(folder: Path) -> str:

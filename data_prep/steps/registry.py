@@ -8,12 +8,10 @@ from typing import Any
 from pydantic import model_validator
 
 from data_prep.documents import Document, Tally
-from data_prep.steps import dedup, length, minhash, pii, presidio
+from data_prep.steps import dedup, length, minhash
 from data_prep.steps.dedup import Dedup
 from data_prep.steps.length import Length
 from data_prep.steps.minhash import MinHash
-from data_prep.steps.pii import Pii
-from data_prep.steps.presidio import Presidio
 from data_prep.steps.step import CorpusWideStep, Step
 from llmtrain.config.schema import Section
 
@@ -24,8 +22,6 @@ class StepSection(Section):
     length: Length | None = None
     dedup: Dedup | None = None
     minhash: MinHash | None = None
-    pii: Pii | None = None
-    presidio: Presidio | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> StepSection:
@@ -43,8 +39,6 @@ _MAKERS: dict[str, Callable[[Any], Step | CorpusWideStep]] = {
     "length": length.make,
     "dedup": dedup.make,
     "minhash": minhash.make,
-    "pii": pii.make,
-    "presidio": presidio.make,
 }
 
 

@@ -177,19 +177,59 @@ class ByteProgress:
 
     def __init__(self, stream: TextIO):
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        size = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), *size, TextColumn("{task.fields[dropped]}"))
         self.bar = Progress(*columns, console=Console(file=stream), transient=True)
         self.tasks: dict[str, Any] = {}
         self.bar.start()
 
-    def tell(self, what: str, done: int, total: int) -> None:
-        """`done` bytes of `what` are done, of `total` (0: unknown)."""
+    def tell(self, what: str, done: int, total: int, dropped: int = 0) -> None:
+        """`done` bytes of `what` are done, of `total` (0: unknown); `dropped` documents were left out."""
         if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total or None)
-        self.bar.update(self.tasks[what], completed=done, total=total or None)
+            self.tasks[what] = self.bar.add_task(what, total=total or None, dropped="")
+        shown = f"{dropped:,} left out" if dropped else ""
+        self.bar.update(self.tasks[what], completed=done, total=total or None, dropped=shown)
 
     def close(self) -> None:
         """Takes the bar off the screen."""
         self.bar.stop()
+
+
+class PlainByteProgress:
+    """A line every `every` seconds at most, for logs and pipes: work that is done sooner prints none."""
+
+    def __init__(self, stream: TextIO, every: float = 30.0):
+        self.stream = stream
+        self.every = every
+        self.what = ""
+        self.printed = self.began = time.monotonic()
+        self.first = 0  # bytes that were done when `what` began
+
+    def tell(self, what: str, done: int, total: int, dropped: int = 0) -> None:
+        """`done` bytes of `what` are done, of `total` (0: unknown); `dropped` documents were left out."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.began, self.first = what, now, done
+        if now - self.printed < self.every:
+            return
+        self.printed = now
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        facts = [f"{what}: {done / 1e6:,.1f}" + (f" of {total / 1e6:,.1f} MB" if total else " MB")]
+        facts.append(f"{rate / 1e6:.2f} MB/s")
+        if total and rate:
+            facts.append(f"{duration((total - done) / rate)} left")
+        if dropped:
+            facts.append(f"{dropped:,} documents left out")
+        print(" · ".join(facts), file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Has nothing to close."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from corpora import corpus_file, files_of, some_text, texts_of
 
-from data_prep import write
+from data_prep import build as build_module
 from data_prep.build import build
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.verify import verify
@@ -31,6 +31,12 @@ def jsonl(path: Path, count: int, seed: int = 0) -> list[str]:
     texts = [f"{seed}.{number} " + some_text(rng, rng.randint(1, 60)) for number in range(count)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return texts
+
+
+def small_chunks(monkeypatch, size: int) -> None:
+    """Lets files be cut after about `size` bytes."""
+    monkeypatch.setattr("data_prep.sources.LEAST_CHUNK_BYTES", size)
+    monkeypatch.setattr("data_prep.files.CHUNK_BYTES", size)
 
 
 def test_every_document_comes_back_once_in_one_split_and_in_order(tmp_path):
@@ -66,8 +72,8 @@ def test_text_files_are_documents_and_a_separator_cuts_them(tmp_path):
 
 
 def test_no_worker_count_changes_a_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "ALONE_BELOW_BYTES", 0)
-    monkeypatch.setattr("data_prep.batches.BATCH_BYTES", 10_000)
+    monkeypatch.setattr(build_module, "ALONE_BELOW_BYTES", 0)
+    small_chunks(monkeypatch, 10_000)
     jsonl(tmp_path / "a.jsonl", 1500)
     with open(tmp_path / "a.jsonl", "ab") as file:
         file.write(b"{broken\n\xff\n")
@@ -115,7 +121,7 @@ def test_bad_input_is_counted_and_said_and_the_law_holds(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_strict_ends_the_build_with_file_and_line_and_leaves_nothing(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(write, "ALONE_BELOW_BYTES", 0)
+    monkeypatch.setattr(build_module, "ALONE_BELOW_BYTES", 0)
     jsonl(tmp_path / "a.jsonl", 50)
     with open(tmp_path / "a.jsonl", "ab") as file:
         file.write(b"{broken\n")
@@ -225,6 +231,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
     (tmp_path / "out/thesis.tex").rename(tmp_path / "thesis.tex")
     (tmp_path / "out").rmdir()
     (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/notes.txt").touch()
     with pytest.raises(DataError, match=r"out\.partial is in the way"):
         build(path)
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / "out.partial").exists()
@@ -236,8 +243,11 @@ def test_a_replacement_cut_short_at_any_point_is_mended(tmp_path):
     build(path)
     expected = files_of(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "out.old")  # killed after the first of two renames
-    shutil.copytree(tmp_path / "out.old", tmp_path / "out.partial")
+    shutil.copytree(tmp_path / "out.old", tmp_path / "out.partial/1234/dataset")
+    for name in ("UNFINISHED", "build.json"):
+        (tmp_path / "out.partial" / name).touch()
     assert build(path).reused and files_of(tmp_path / "out") == expected
+    assert not (tmp_path / "out.partial").exists()
     shutil.copytree(tmp_path / "out", tmp_path / "out.old")  # killed before the older one was cleared away
     assert not build(path, overwrite=True).reused
     assert files_of(tmp_path / "out") == expected
@@ -254,16 +264,39 @@ def test_two_builds_into_one_folder_at_once_are_refused(tmp_path):
     build(path)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_said_and_leaves_no_dataset_but_what_is_done(tmp_path, monkeypatch):
     jsonl(tmp_path / "a.jsonl", 10)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmtrain.data.shards.ShardWriter.add", full)
-    with pytest.raises(LlmtrainError, match="no space left while writing"):
+    path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
+    said = (
+        r"no space left while writing .*: about [\d.]+ MB more are needed and [\d.,]+ MB are free; make room"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("llmtrain.data.shards.ShardWriter.add", full)
+        with pytest.raises(LlmtrainError, match=said):
+            build(path)
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml", "out.partial"]
+    assert not list((tmp_path / "out.partial").rglob("*.bin"))
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+        with pytest.raises(LlmtrainError, match=said.replace(r"[\d.,]+ MB are", r"0\.0 MB are")):
+            build(path)
+    assert build(path).kept == 1
+
+
+def test_a_disk_that_is_full_while_chunks_are_written_is_said_too(tmp_path, monkeypatch):
+    jsonl(tmp_path / "a.jsonl", 10)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_prep.results.ResultWriter.append", full)
+    with pytest.raises(LlmtrainError, match="no space left while writing .*MB more are needed"):
         build(corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}]))
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_can_not_be_written_is_said(tmp_path):
@@ -285,19 +318,20 @@ def test_an_output_behind_a_link_is_replaced_where_it_lies(tmp_path):
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "ALONE_BELOW_BYTES", 0)
-    monkeypatch.setattr("data_prep.batches.BATCH_BYTES", 5_000)
+    monkeypatch.setattr(build_module, "ALONE_BELOW_BYTES", 0)
+    small_chunks(monkeypatch, 5_000)
     jsonl(tmp_path / "a.jsonl", 1500)
 
-    def kill_workers(what, done, total):
+    def kill_workers(what, done, total, dropped=0):
         for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
             if what == "tokenizing" and b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
 
     path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}], workers=2)
-    with pytest.raises(LlmtrainError, match="a worker of the build died"):
+    with pytest.raises(LlmtrainError, match="a worker of the build died.*what is done is kept"):
         build(path, progress=kill_workers)
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "corpus.yaml", "out.partial"]
+    assert build(path).manifest.counts.documents_out == 1500
 
 
 def test_progress_rises_to_all_bytes(tmp_path):
@@ -305,21 +339,23 @@ def test_progress_rises_to_all_bytes(tmp_path):
     heard = []
     path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
     build(path, progress=lambda *what: heard.append(what))
-    stages = {what: [done for name, done, _ in heard if name == what] for what, _, _ in heard}
-    assert list(stages) == ["reading sources", "training the tokenizer", "tokenizing"]
+    stages = {what: [done for name, done, *_ in heard if name == what] for what, *_ in heard}
+    assert list(stages) == ["reading sources", "training the tokenizer", "tokenizing", "writing shards"]
     assert all(done == sorted(done) for done in stages.values())
     size = (tmp_path / "a.jsonl").stat().st_size
-    assert heard[-1] == ("tokenizing", size, size)
+    assert ("tokenizing", size, size, 0) in heard
+    assert heard[-1][1] == heard[-1][2]
 
 
 SLOW_BUILD = textwrap.dedent(
     """
     import sys, time
-    from data_prep import batches, build, write
+    from data_prep import build, files, sources
 
-    batches.BATCH_BYTES, write.ALONE_BELOW_BYTES = 20_000, 0
+    sources.LEAST_CHUNK_BYTES = files.CHUNK_BYTES = 20_000
+    build.ALONE_BELOW_BYTES = 0
 
-    def slowly(what, done, total):
+    def slowly(what, done, total, dropped=0):
         if what == "tokenizing":
             print("tokenizing", flush=True)
             time.sleep(0.2)
@@ -345,14 +381,13 @@ def test_a_build_that_is_killed_leaves_no_dataset_and_the_next_one_is_as_if_it_n
     running.communicate(timeout=30)
     assert running.returncode != 0
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.partial").exists() == (how == signal.SIGKILL)
     with pytest.raises(DataError, match="unfinished|does not exist"):
         verify(tmp_path / "out.partial")
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in children), "workers outlived their build"
-    monkeypatch.setattr("data_prep.batches.BATCH_BYTES", 20_000)
+    small_chunks(monkeypatch, 20_000)
     build(path)
     build(path, [f"output={tmp_path}/undisturbed"])
     assert files_of(tmp_path / "out") == files_of(tmp_path / "undisturbed")
