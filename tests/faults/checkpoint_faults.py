@@ -1,0 +1,351 @@
+"""Faults of disks and processes around a checkpoint; each function is one trial.
+
+`test_checkpoint_faults.py` runs a few of each. A trial makes what it needs in `folder` (empty), draws from
+`seed`, and returns an empty string, or which promise broke. Ranks are threads, in a forked process where they
+are killed; `rank_save_kills.py` does it with real engines.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "checkpoint"))
+from fake_engine import FakeEngine, State, empty_like, make_facts, on_ranks, same_state, small_state  # noqa: E402
+
+from llmtrain.checkpoint import SaveEnd, Saver, newest  # noqa: E402
+from llmtrain.checkpoint.files import HashedFile  # noqa: E402
+from llmtrain.engine.seam import KINDS  # noqa: E402
+from llmtrain.errors import CheckpointError, LlmtrainError  # noqa: E402
+
+RANKS = 2
+saving = importlib.import_module("llmtrain.checkpoint.save")  # the package has a function of this name
+
+
+def state_of(step: int, elements: int = 0) -> State:
+    """What a run holds after `step` steps; with `elements`, one tensor more."""
+    state = small_state(step)
+    if elements:
+        state["model.wide.weight"] = {kind: torch.randn(elements) for kind in KINDS}
+    return state
+
+
+def run_saves(
+    folder: Path, steps: list[int], wait: bool, keep: int = 2, elements: int = 0, tell: Any = None
+) -> list[SaveEnd]:
+    """Saves each step on every rank; how they ended on rank 0. Raises what a rank raised."""
+    states = {step: state_of(step, elements) for step in steps}
+
+    def rank(comm: Any) -> list[SaveEnd]:
+        ends: list[SaveEnd] = []
+
+        def heard(end: SaveEnd) -> None:
+            ends.append(end)
+            if tell and comm.rank == 0:
+                tell(end)
+
+        engine = FakeEngine(comm, states[steps[0]])
+        saver = Saver(engine, folder, keep, lambda step, tokens: make_facts(step), heard)
+        for step in steps:
+            engine.state = states[step]
+            saver.save(step, step, wait)
+            saver.settle(comm.gather(saver.state()))
+        saver.finish()
+        return ends
+
+    results = on_ranks(RANKS, rank)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results[0]
+
+
+def not_whole(folder: Path, least: int = 0, elements: int = 0) -> str:
+    """Why the newest checkpoint is not exactly what one step held, or is older than `least`."""
+    try:
+        found = newest(folder)
+    except CheckpointError as error:
+        return f"nothing loads: {error}"
+    if found is None:
+        return f"no checkpoint, step {least} was committed" if least else ""
+    if found.step < least:
+        return f"step {found.step} is loaded, though step {least} was committed"
+    copy = empty_like(state_of(found.step, elements))
+    with found.reader() as reader:
+        FakeEngine(on_ranks(1, lambda comm: comm)[0], copy).load(reader, {})
+    return "" if same_state(copy, state_of(found.step, elements)) else f"step {found.step} is a mix"
+
+
+# --- killed (R2, R12, R13) ---------------------------------------------------------------------------------
+
+OPERATIONS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "write")
+
+
+def _forked(work: Callable[[Callable[[SaveEnd], None]], None]) -> tuple[int, int]:
+    """Runs `work(tell)` in a process: its pid, and where it writes the steps that it was told of."""
+    told, tells = os.pipe()
+    write = os.write
+    child = os.fork()
+    if child == 0:
+        try:
+            work(lambda end: write(tells, b"%d\n" % end.step if end.folder else b"") and None)
+            os._exit(0)
+        finally:
+            os._exit(3)
+    os.close(tells)
+    return child, told
+
+
+def _ended(child: int, told: int) -> tuple[int, int]:
+    """Exit status, and the last step that was told to be committed (0: none)."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(told, "rb") as file:
+        steps = [int(line) for line in file.read().split()]
+    return status, max(steps, default=0)
+
+
+def killed_at_operation(folder: Path, at: int, keep: int = 2, wait: bool = False) -> tuple[str, bool]:
+    """All ranks die before the `at`-th file operation of three saves; and whether they came so far."""
+
+    def work(tell: Callable[[SaveEnd], None]) -> None:
+        left = [at]
+
+        def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*values: Any, **names: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+                return operation(*values, **names)
+
+            return run
+
+        for name in OPERATIONS:
+            setattr(os, name, counted(getattr(os, name)))
+        run_saves(folder, [4, 5, 6], wait, keep, tell=tell)
+
+    run_saves(folder, [3], wait=True)
+    status, committed = _ended(*_forked(work))
+    if status not in (0, 9):
+        return f"the run ended with {status}", False
+    return not_whole(folder, max(committed, 3)), status == 9
+
+
+def killed_at_a_moment(folder: Path, seed: int) -> str:
+    """SIGKILL at a random moment of saves whose writers are slow, rank 1's most; 1 to 3 are kept."""
+    draw = random.Random(seed)
+    keep, moment = draw.randint(1, 3), draw.uniform(0, 0.25)
+
+    def work(tell: Callable[[SaveEnd], None]) -> None:
+        fsync = os.fsync
+
+        def slow(descriptor: int) -> None:
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            time.sleep(0.03 if "rank-00001" in name else 0.003)
+            fsync(descriptor)
+
+        os.fsync = slow
+        run_saves(folder, [4, 5, 6, 7, 8, 9], wait=False, keep=keep, tell=tell)
+
+    run_saves(folder, [3], wait=True)
+    child, told = _forked(work)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    _, committed = _ended(child, told)
+    return not_whole(folder, max(committed, 3))
+
+
+# --- damaged (R7, R8, R9) ----------------------------------------------------------------------------------
+
+
+def _flip(step: Path, draw: random.Random) -> list[str]:
+    path = draw.choice(sorted(step.iterdir()))
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    return [path.name]
+
+
+def _some(step: Path, draw: random.Random) -> Path:
+    return draw.choice(sorted(step.iterdir()))
+
+
+def _truncate(step: Path, draw: random.Random) -> list[str]:
+    path = _some(step, draw)
+    os.truncate(path, draw.randrange(path.stat().st_size))
+    return [path.name]
+
+
+def _empty(step: Path, draw: random.Random) -> list[str]:
+    path = _some(step, draw)
+    os.truncate(path, 0)
+    return [path.name]
+
+
+def _remove(step: Path, draw: random.Random) -> list[str]:
+    path = _some(step, draw)
+    path.unlink()
+    return [path.name]
+
+
+def _swap(step: Path, draw: random.Random) -> list[str]:
+    first, second = (step / f"rank-0000{rank}.safetensors" for rank in range(2))
+    first.rename(step / "aside")
+    second.rename(first)
+    (step / "aside").rename(second)
+    return [first.name, second.name]
+
+
+def _other_steps(step: Path, draw: random.Random) -> list[str]:
+    """A file of the checkpoint before, which is of the same size."""
+    path = step / draw.choice(["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json", "COMMIT"])
+    shutil.copy(step.parent / "step-00000003" / path.name, path)
+    return [path.name, "manifest.json"]
+
+
+def _extra(step: Path, draw: random.Random) -> list[str]:
+    name = f"rank-0000{draw.randint(2, 9)}.safetensors"
+    shutil.copy(step / "rank-00000.safetensors", step / name)
+    return [name]
+
+
+def _pointer(step: Path, draw: random.Random) -> list[str]:
+    """COMMIT or the manifest as R9 has it: dangling, a link, `../`, binary, a folder."""
+    path = step / draw.choice(["COMMIT", "manifest.json"])
+    content = path.read_bytes()
+    path.unlink()
+    kind = draw.randrange(5)
+    if kind == 0:
+        path.symlink_to(step / "nowhere")
+    elif kind == 1:
+        (step.parent / "elsewhere").write_bytes(content)
+        path.symlink_to(step.parent / "elsewhere")
+    elif kind == 2:
+        path.write_text("../step-00000003/manifest.json\n")
+    elif kind == 3:
+        path.write_bytes(draw.randbytes(draw.randint(1, 9000)))
+    else:
+        path.mkdir()
+    return [path.name, "manifest.json"]
+
+
+DAMAGE: dict[str, Callable[[Path, random.Random], list[str]]] = {
+    "a flipped bit": _flip,
+    "cut off": _truncate,
+    "empty": _empty,
+    "missing": _remove,
+    "swapped rank files": _swap,
+    "a file of another step": _other_steps,
+    "a rank file too many": _extra,
+    "COMMIT or manifest replaced": _pointer,
+}
+
+
+def damaged(folder: Path, kind: str, seed: int) -> str:
+    """Step 4 is damaged: that is found before anything is used, a file is named, and step 3 is taken."""
+    if not (folder / "checkpoints").exists():
+        run_saves(folder, [3, 4], wait=True)
+    step = folder / "checkpoints" / "step-00000004"
+    whole = folder / "whole"
+    shutil.copytree(step, whole, symlinks=True)
+    try:
+        names = DAMAGE[kind](step, random.Random(f"{kind} {seed}"))
+        reasons: list[str] = []
+        found = newest(folder, lambda path, reason: reasons.append(reason))
+        if found is None or found.step != 3:
+            return f"{kind} of {names} was not found"
+        if len(reasons) != 1 or not any(name in reasons[0] for name in names):
+            return f"{kind} of {names} was told as {reasons}"
+        return not_whole(folder, 3)
+    finally:
+        shutil.rmtree(step)
+        whole.rename(step)
+
+
+# --- disks (R10, R11) --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A disk of `size` bytes; raises PermissionError where mounting is not allowed."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={-(-size // 4096) * 4096}", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise PermissionError("there is no mount command") from error
+    if done.returncode:
+        raise PermissionError(done.stderr.strip())
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def disk_full(folder: Path, percent: int, wait: bool, preflight: bool) -> str:
+    """Room for `percent` of a checkpoint beside the one that is there; without `preflight`, found late."""
+    elements = 200_000
+    run_saves(folder / "measured", [3], wait=True, elements=elements)
+    size = sum(path.stat().st_size for path in (folder / "measured").rglob("*") if path.is_file())
+    spare = 0 if preflight else -(1 << 40)
+    with small_disk(folder, int(size * (1.02 + percent / 100)) + 16384) as disk:
+        with patch.object(saving, "_SPARE", 0):
+            run_saves(disk, [3], wait=True, elements=elements)
+        before = sorted(os.listdir(disk / "checkpoints"))
+        why = ""
+        with patch.object(saving, "_SPARE", spare):
+            try:
+                (end,) = run_saves(disk, [4], wait, elements=elements)
+                why = end.why
+            except LlmtrainError as error:
+                why = str(error)
+        if why and not ("no space in" in why and "need" in why and "have" in why):
+            return f"the sentence is: {why}"
+        if why and sorted(os.listdir(disk / "checkpoints")) != before:
+            return f"left behind: {sorted(os.listdir(disk / 'checkpoints'))}"
+        if not why and percent < 95:
+            return f"a checkpoint was committed in {percent} % of its room"
+        return not_whole(disk, 3 if why else 4, elements)
+
+
+def failing_writes(folder: Path, seed: int) -> str:
+    """EIO, a full disk, a quota or a read-only disk at the k-th write of a rank's file."""
+    draw = random.Random(seed)
+    code = draw.choice([errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+    at, rank, wait = draw.randrange(3), draw.randrange(RANKS), draw.random() < 0.5
+    run_saves(folder, [3], wait=True, elements=2_000_000)
+    writes = HashedFile._write_all
+    counts: dict[Path, int] = {}
+
+    def failing(file: HashedFile, piece: memoryview) -> None:
+        counts[file.path] = counts.get(file.path, -1) + 1
+        if file.path.name == f"rank-0000{rank}.safetensors" and counts[file.path] == at:
+            raise OSError(code, os.strerror(code), str(file.path))
+        writes(file, piece)
+
+    why = ""
+    with patch.object(HashedFile, "_write_all", failing):
+        try:
+            (end,) = run_saves(folder, [4], wait, elements=2_000_000)
+            why = end.why
+        except LlmtrainError as error:
+            why = str(error)
+    if f"rank {rank}: " not in why:
+        return f"{os.strerror(code)} on rank {rank} was told as: {why or 'nothing'}"
+    if os.listdir(folder / "checkpoints") != ["step-00000003"]:
+        return f"left behind: {sorted(os.listdir(folder / 'checkpoints'))}"
+    return not_whole(folder, 3, 2_000_000)
