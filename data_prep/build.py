@@ -33,6 +33,7 @@ from data_prep.report import BuildReport
 from data_prep.results import REJECTED
 from data_prep.sample import sample_train
 from data_prep.sources import Source, settle
+from data_prep.steps.step import BY_CONTENT
 from data_prep.tokenizer import (
     DEFAULT_EOS,
     copy_tokenizer,
@@ -271,7 +272,8 @@ def _settle_all(corpus: CorpusConfig, tell: Progress) -> list[Source]:
 
 def _pipeline(corpus: CorpusConfig, sources: Sequence[Source], found: Path | None) -> dict[str, Any]:
     """All that decides the bytes of the dataset, and no path, name or worker count."""
-    content = corpus.model_dump(mode="json", include={"steps", "splits", "split_by", "append_eos"})
+    deciding = {"steps", "splits", "split_by", "append_eos"}
+    content = corpus.model_dump(mode="json", include=deciding, context=BY_CONTENT)
     content |= corpus.model_dump(mode="json", include={"max_document_bytes", "shard_tokens"})
     where = {"path", "hub", "stdlib", "exclude", "subset", "split", "revision"}
     content["sources"] = [

@@ -66,6 +66,20 @@ def shingle(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     return mix(hashes[keep]), grams
 
 
+def words_of(text: str) -> list[str]:
+    """The words of one text as they are shingled, in plain Python: for what is shown to people."""
+    kinds = _tables()[0]
+    words, word = [], ""
+    for character in text:
+        kind = kinds[min(ord(character), _TABLE_END - 1)]
+        if kind == _LETTER:
+            word += character
+            continue
+        words += [word.lower()] * bool(word) + [character] * int(kind == _ALONE)
+        word = ""
+    return words + [word.lower()] * bool(word)
+
+
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """How many words each text has, and the hashes of all of them."""
     joined = "\n".join(texts)  # a line end is no letter: words end with their text

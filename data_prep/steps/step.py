@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import AfterValidator, PlainSerializer, SerializationInfo
 
 from data_prep.documents import Document, Tally
+from llmtrain.data.manifest import file_sha256
 
 Step = Callable[[Iterator[Document], Tally], Iterator[Document]]
+
+BY_CONTENT = {"files": "content"}  # context of a dump that says what decides a dataset
+
+
+def _readable(name: str) -> str:
+    try:
+        with open(Path(name).expanduser(), "rb"):
+            return name
+    except OSError as error:
+        raise ValueError(f"can't be read ({error.strerror}); give the path of a file") from None
+
+
+def _by_content(name: str, info: SerializationInfo) -> Any:
+    return {"sha256": file_sha256(Path(name).expanduser())} if info.context == BY_CONTENT else name
+
+
+# A file that a step reads. What stands in it decides the dataset, not what it is called.
+InputFile = Annotated[str, AfterValidator(_readable), PlainSerializer(_by_content)]
 
 
 @runtime_checkable

@@ -1,0 +1,347 @@
+"""The filters of documents: equal to a plain reading of the papers, exact at each threshold."""
+
+from __future__ import annotations
+
+import ast
+import random
+import sysconfig
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import plain_filters
+import pytest
+
+from data_prep.documents import Document, Tally
+from data_prep.steps import features
+from data_prep.steps.registry import StepSection, apply_steps, make_steps
+from data_prep.steps.stop_words import STOP_WORDS
+
+STOPS = ["the", "be", "to", "of", "and", "that", "have", "with"]
+NOUNS = ["river", "stone", "engine", "paper", "window", "history", "morning", "teacher", "garden", "letter"]
+
+
+def run(steps: list[dict[str, Any]], *documents: Document) -> tuple[list[Document], Tally]:
+    tally = Tally()
+    made = make_steps([StepSection.model_validate(step) for step in steps])
+    return list(apply_steps(made, iter(documents), tally)), tally
+
+
+def reason(step: str, text: str, meta: dict[str, Any] | None = None, **settings: Any) -> str | None:
+    """Why the step drops this text, without its name; None when it keeps it."""
+    kept, tally = run([{step: settings}], Document(text, "x.txt", meta=meta or {}))
+    assert len(kept) + sum(tally.rejected.values()) == 1
+    return None if kept else next(iter(tally.rejected)).removeprefix(f"{step}: ")
+
+
+def prose(rng: random.Random, words: int) -> str:
+    """Sentences of made-up words that seldom repeat, in lines of a few sentences."""
+    text, line = [], []
+    while words > 0:
+        count = min(words, rng.randint(6, 14))
+        picked = [
+            rng.choice(STOPS) if rng.random() < 0.4 else rng.choice(NOUNS) + str(rng.choice("abcdefgh"))
+            for _ in range(count)
+        ]
+        line.append(" ".join(picked).capitalize() + ".")
+        words -= count
+        if rng.random() < 0.4:
+            text.append(" ".join(line))
+            line = []
+    return "\n".join([*text, " ".join(line)]).strip()
+
+
+def spoiled(rng: random.Random, text: str) -> str:
+    """The text with one or two of the faults that the rules are about, more or less of each."""
+    for _ in range(rng.randint(0, 2)):
+        lines = text.split("\n")
+        share = rng.random() ** 2
+        fault = rng.randrange(11)
+        if fault == 0:
+            lines += rng.choices(lines, k=int(share * len(lines)) + 1)
+        elif fault == 1:
+            piece = " ".join(text.split()[: rng.randint(2, 14)])
+            lines += [f"{piece} {number}" for number in range(int(share * 40))]
+        elif fault == 2:
+            lines = [("- " if rng.random() < share * 2 else "") + line for line in lines]
+        elif fault == 3:
+            lines = [line + ("..." if rng.random() < share else "") for line in lines]
+        elif fault == 4:
+            lines += ["12 34 # 5"] * int(share * 60)
+        elif fault == 5:
+            lines = "\n\n".join(lines + lines[: int(share * len(lines))]).split("\n")
+        elif fault == 6:
+            lines += ["Menu", "Home page", "We use cookies.", "Enable Javascript now."] * int(share * 10)
+        elif fault == 7:
+            lines = [line + rng.choice(["", "", "[1]", '"', "[edit]"]) for line in lines]
+        elif fault == 8:
+            lines.append(rng.choice(["{", "x = {}", "Lorem ipsum dolor.", "no mark", "W" * 1200 + " x y."]))
+        elif fault == 9:
+            lines = text.replace(". ", ".\n").split("\n")
+        else:
+            lines = "\n\n\n\n\n".join(text.replace(". ", ".\n").split("\n")).split("\n")
+        text = "\n".join(lines)
+    return text
+
+
+@cache
+def texts() -> list[str]:
+    """Random texts, and prose and code of the standard library."""
+    rng = random.Random(20211208)
+    made = [spoiled(rng, prose(rng, rng.choice([20, 45, 60, 150, 400]))) for _ in range(350)]
+    library = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in sorted(library.glob("*.py"))[:90]:
+        source = path.read_text(encoding="utf-8", errors="ignore")
+        found.append(source[:6000])
+        docstrings = [
+            ast.get_docstring(node)
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        ]
+        found.append("\n".join(text for text in docstrings if text)[:8000])
+    return [text for text in made + found if text.split()]
+
+
+@pytest.mark.parametrize("step", ["gopher_quality", "gopher_repetition", "fineweb"])
+def test_a_filter_breaks_the_same_rules_as_a_plain_reading_of_its_paper(step: str) -> None:
+    plain: Callable[[str], set[str]] = getattr(plain_filters, step)
+    seen: set[str | None] = set()
+    for text in texts():
+        said, broken = reason(step, text), plain(text)
+        assert said in broken if broken else said is None, (said, broken, text[:300])
+        seen.add(said)
+    assert len(seen) >= 5 and None in seen, f"the texts break too few rules to prove anything: {seen}"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_c4_leaves_the_lines_that_a_plain_reading_leaves(terminal: bool) -> None:
+    seen = set()
+    for text in texts():
+        rule, left = plain_filters.c4(text, terminal)
+        kept, tally = run([{"c4": {"terminal_punctuation": terminal}}], Document(text, "x"))
+        if rule is None:
+            assert "\n".join(line for line in map(str.strip, kept[0].text.split("\n")) if line) == left
+        else:
+            assert tally.rejected == {f"c4: {rule}": 1}, text
+        seen.add(rule)
+    assert seen == {None, "curly bracket", "lorem ipsum", "too few sentences"}
+
+
+GOOD = prose(random.Random(5), 200)
+FILLER = [f"{noun}{letter}" for noun in NOUNS for letter in "abcdefghij"]
+
+
+def of_words(count: int, *, letters: int | None = None) -> str:
+    """`count` different words, two of them stop words, with a letter in `letters` of them."""
+    words = ["the", "of", *FILLER, *(f"w{number}" for number in range(count))][:count]
+    for at in range(letters if letters is not None else count, count):
+        words[at] = str(1000 + at)
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped", "rule"),
+    [
+        (of_words(50), of_words(49), "too few words"),
+        (of_words(100_000), of_words(100_001), "too many words"),
+        ("the of " + "ab" * 17 + " " + "aaa " * 50, "the of " + "aaa " * 50, "words too short"),
+        ("the of " + "a" * 25 + " " + "a" * 10 + (" " + "a" * 10) * 50, None, "words too long"),
+        (of_words(50) + "#" * 5, of_words(50) + "#" * 6, "too many hashes"),
+        (of_words(50) + "... " * 5 + "x", of_words(50) + "… " * 6 + "x", "too many ellipses"),
+        ("- a line\n" * 9 + of_words(50), "* a line\n" * 19 + of_words(50), "too many bullet lines"),
+        (of_words(50, letters=40), of_words(50, letters=39), "too few words with a letter"),
+        (of_words(60), of_words(60).replace("of ", "it "), "too few stop words"),
+        (
+            of_words(60).replace("the of", '"The Of,'),
+            of_words(60).replace("the of", "The th"),
+            "too few stop words",
+        ),
+    ],
+)
+def test_gopher_quality_is_exact_at_its_thresholds(kept: str, dropped: str | None, rule: str) -> None:
+    assert reason("gopher_quality", kept) is None
+    if dropped is None:
+        dropped = kept.replace("a" * 25, "a" * 27)
+    assert reason("gopher_quality", dropped) == rule
+
+
+def test_lines_that_end_in_an_ellipsis_may_be_three_in_ten() -> None:
+    lines = [of_words(8) for _ in range(10)]
+    three = [line + "..." * (at < 3) for at, line in enumerate(lines)]
+    four = [line + " …" * (at < 4) for at, line in enumerate(lines)]
+    assert reason("gopher_quality", "\n".join(three)) is None
+    assert reason("gopher_quality", "\n".join(four)) == "too many lines end in an ellipsis"
+
+
+def test_repetition_is_exact_at_its_thresholds() -> None:
+    alone = {"max_top_ngram_chars": {}, "max_duplicate_ngram_chars": {}, "max_duplicate_line_chars": 1}
+    alone["max_duplicate_paragraph_chars"] = 1
+    lines = [f"line {number}" for number in range(7)]
+    assert reason("gopher_repetition", "\n".join(lines + lines[:3]), **alone) is None
+    assert reason("gopher_repetition", "\n".join(lines + lines[:4]), **alone) == "duplicate lines"
+    paragraphs = "\n\n".join(lines + lines[:4])
+    assert reason("gopher_repetition", paragraphs, **alone) == "duplicate paragraphs"
+    # 100 characters, of which the repeated 19 to 21 stand in one line
+    for size, rule in ((20, None), (21, "characters in duplicate lines")):
+        line = "r" * size
+        text = "\n".join([line, "x" * (98 - 2 * size), line])
+        assert len(text) == 100
+        settings = {"max_duplicate_lines": 1, "max_top_ngram_chars": {}, "max_duplicate_ngram_chars": {}}
+        assert reason("gopher_repetition", text, **settings) == rule
+    # "ab cd" twice is 10 characters of 50 (a fifth), and of 49
+    for size, rule in ((50, None), (49, "characters in the top 2-gram")):
+        text = "ab cd x ab cd ".ljust(size, "y")
+        assert reason("gopher_repetition", text) == rule
+
+
+def test_repeated_ngrams_that_overlap_count_each_character_once() -> None:
+    from data_prep.steps.features import Features
+    from data_prep.steps.gopher_repetition import _Grams
+
+    words = [f"w{number:02d}" for number in range(20)]
+    grams = _Grams(Features(" ".join(words + ["apart"] + words[:7])))
+    assert grams.repeated_characters(5) == 7 * 3
+    assert grams.repeated_characters(7) == 7 * 3
+    assert grams.repeated_characters(8) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("One is here. Two is here. Three is here. Four is here. Five is here.", None),
+        ("One is here. Two is here. Three is here. Four is here, five is here.", "too few sentences"),
+        ("He spoke, e.g. of cats, i.e. dogs. It was. So it was. Then no.", "too few sentences"),
+        ("\n".join(["All of us went."] * 5), None),
+        ("\n".join(["All of us went."] * 4 + ["and then home"]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["Home again."]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["We went..."]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["Turn on JavaScript please."]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["Read the Privacy Policy."]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["a b " + "w" * 1001 + "."]), "too few sentences"),
+        ("\n".join(["All of us went."] * 4 + ["a b " + "w" * 999 + "."]), None),
+        ("我们今天去公园。" * 5, None),
+        ("我们今天去公园。" * 4, "too few sentences"),
+    ],
+)
+def test_c4_at_its_thresholds(text: str, rule: str | None) -> None:
+    assert reason("c4", text) == rule
+
+
+def test_c4_says_what_it_took_out_of_a_document_that_stays() -> None:
+    body = ["It rained all of the day[1]."] * 6
+    text = "\n".join(["Menu", *body, "See our cookie policy now.", "No."])
+    kept, tally = run([{"c4": {}}], Document(text, "x"))
+    assert kept[0].text == "\n".join(["It rained all of the day."] * 6)
+    assert tally.found == {
+        "c4: line left out, no terminal punctuation": 1,
+        "c4: line left out, policy": 1,
+        "c4: line left out, too few words": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped", "rule"),
+    [
+        (3, 2, "too few lines end in punctuation"),
+        (67, 68, "too many short lines"),
+    ],
+)
+def test_fineweb_counts_lines(kept: int, dropped: int, rule: str) -> None:
+    def marked(count: int) -> str:
+        return "\n".join(f"{at} a line of more than thirty letters" + "." * (at < count) for at in range(25))
+
+    def short(count: int) -> str:
+        return "\n".join(f"{at} ".ljust(29 + (at >= count), "x") + "." for at in range(100))
+
+    make = marked if "punctuation" in rule else short
+    settings = {"max_line_word_ratio": 1}
+    assert reason("fineweb", make(kept), **settings) is None
+    assert reason("fineweb", make(dropped), **settings) == rule
+
+
+def test_fineweb_counts_characters_and_line_ends() -> None:
+    for repeated, rule in (("ten chars.", None), ("eleven chs.", "characters in duplicate lines")):
+        text = "\n".join([repeated, "x " * 400 + "x" * (199 - 2 * len(repeated)) + ".", repeated])
+        assert len(text) - 2 == 1000
+        assert reason("fineweb", text, max_short_lines=1) == rule
+    text = "\n".join(f"{at} line, that." for at in range(4))  # 3 line ends, 12 words
+    settings = {"max_short_lines": 1}
+    assert reason("fineweb", text, max_line_word_ratio=0.25, **settings) is None
+    assert reason("fineweb", text, max_line_word_ratio=0.24, **settings) == "too many lines for its words"
+
+
+def test_code_passes_every_filter_that_is_told_so() -> None:
+    code = "x = {1: 2}\n" * 3
+    for name in ("gopher_quality", "gopher_repetition", "c4", "fineweb"):
+        for document in (
+            Document(code, "src/a.py.gz"),
+            Document(code, "d.jsonl", 3, {"kind": "code"}),
+            Document(code, "d.jsonl", 4, {"path": "lib/B.RS"}),
+        ):
+            kept, tally = run([{name: {"exempt_code": True}}], document)
+            assert kept == [document] and tally.found == {f"{name}: code, exempt": 1}
+            assert run([{name: {}}], document)[0] == []
+        prose_in_code = Document(code, "a.py", meta={"kind": "prose"})
+        assert run([{name: {"exempt_code": True}}], prose_in_code)[0] == []
+
+
+GERMAN = (
+    "Der Fluss ist breit und die Stadt liegt auf der anderen Seite, wo das alte Haus mit dem Garten steht. "
+    "Am Morgen gehen die Leute in den Park und sprechen von dem Wetter, das sich in den Bergen nicht ändert. "
+    "Niemand weiß, wer die Brücke gebaut hat, aber sie ist schön, und jeder Besucher bleibt für einen "
+    "Augenblick stehen, um zu sehen, wie sich das Licht im Wasser bricht."
+)
+CHINESE = (
+    "这条河很宽，城市在另一边，那里有一座带花园的老房子。早上人们去公园，谈论山里的天气。"
+    "没有人知道是谁造的桥，但是它很美，每个来的人都会停下来看一看水中的光。我们昨天也去了那里，看见了许多不同的鸟。"
+)
+THAI = "แม่น้ำสายนี้กว้างมากและเมืองตั้งอยู่อีกฝั่งหนึ่งซึ่งมีบ้านเก่าที่มีสวนในตอนเช้าผู้คนไปสวนสาธารณะและพูดคุยเรื่องอากาศบนภูเขา"
+
+
+def test_stop_words_are_those_of_the_documents_language() -> None:
+    assert reason("gopher_quality", GERMAN) == "too few stop words"
+    assert reason("gopher_quality", GERMAN, language="de") is None
+    assert reason("gopher_quality", GERMAN, {"language": "de"}) is None
+    assert reason("gopher_quality", GERMAN, {"language": "de_AT"}) is None
+    assert reason("gopher_quality", GERMAN, {"language": "xx"}) is None, "no list: the rule does not apply"
+    assert reason("gopher_quality", of_words(60), {"language": "de"}) == "too few stop words"
+
+
+@pytest.mark.parametrize(("text", "language"), [(CHINESE, "zh"), (THAI, "th")])
+def test_a_script_without_spaces_is_judged_by_its_characters(text: str, language: str) -> None:
+    meta = {"language": language}
+    assert reason("gopher_quality", text, meta) is None
+    assert reason("gopher_quality", text[:40], meta) == "too few words"
+    assert reason("gopher_repetition", text) is None
+    assert reason("fineweb", text, min_line_punctuation=0) is None
+
+
+def test_words_of_mixed_scripts() -> None:
+    assert features.split_words("GPT 很好用, really 好") == ["GPT", "很", "好", "用", ",", "really", "好"]
+    assert features.split_words("ที่นี่") == ["ที่", "นี่"], "marks stay on their letter"
+    assert features.split_words("한국어 단어는 띄어 쓴다") == ["한국어", "단어는", "띄어", "쓴다"]
+
+
+def test_every_list_of_stop_words_can_be_met() -> None:
+    for language, words in STOP_WORDS.items():
+        assert len(words) >= 8, language
+        found = {word for word in words if features.split_words(word) == [word]}
+        assert found == words, f"{language}: {words - found} are never words of a text"
+
+
+def test_the_chain_splits_each_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+    split = features.split_words
+
+    def counted(text: str) -> list[str]:
+        nonlocal count
+        count += 1
+        return split(text)
+
+    monkeypatch.setattr(features, "split_words", counted)
+    documents = [Document(f"{GOOD} {number}.", "x", number) for number in range(5)]
+    chain = [{"gopher_repetition": {}}, {"gopher_quality": {}}, {"fineweb": {}}]
+    assert len(run(chain, *documents)[0]) == 5
+    assert count == 5
