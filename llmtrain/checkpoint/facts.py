@@ -128,8 +128,9 @@ def tokenizer_hash(folder: Path | None) -> str:
 
 
 _ADVICE = {
-    "dataset": "the datasets, their order, their weights or data.mask_documents differ; a run goes on with "
-    "the rows it began with: for others start a new run with model.source set to an export of this one",
+    "dataset": "the datasets, their order, their shares, data.packing or data.mask_documents differ, or the "
+    "length of a run whose phases or token budgets depend on it; a run goes on with the rows it began with: "
+    "for others start a new run with model.source set to an export of this one",
     "tokenizer": "use the tokenizer the run began with, or start a new run from an export of this checkpoint",
     "vocab_size": "use the tokenizer and model the run began with, or start a new run",
     "model": "use the model the run began with, or a new output_dir for the new model",

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from llmtrain.errors import nearest
+
 
 def _number_from_text(value: Any) -> Any:
     """YAML 1.1 reads `1e-3` as text; take it as the number it is meant to be."""
@@ -53,14 +55,67 @@ class DataSource(Section):
     weight: Number = Field(default=1.0, gt=0)
 
 
+class TrainSource(DataSource):
+    """A dataset that is trained on: its share is a weight, or `tokens` of the run exactly.
+
+    After `max_epochs` passes over its rows it gives no more, and the others take its place.
+    """
+
+    name: str | None = None  # what phases call it; default: the last part of `path`
+    tokens: Number | None = Field(default=None, gt=0)
+    max_epochs: Number | None = Field(default=None, gt=0)
+
+    @property
+    def label(self) -> str:
+        """The source as phases and reports name it."""
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @model_validator(mode="after")
+    def _one_share(self) -> TrainSource:
+        if self.tokens is not None and self.weight != 1.0:
+            raise ValueError("give weight or tokens, not both")
+        return self
+
+
+class PhaseSection(Section):
+    """A part of the run, up to the share `until` of its steps, in which the sources have these weights.
+
+    A source that is not named gives nothing in it.
+    """
+
+    until: Number = Field(default=1.0, gt=0, le=1)
+    weights: dict[str, Annotated[Number, Field(gt=0)]] = Field(min_length=1)
+
+
 class DataSection(Section):
     """What is trained on, and how documents become rows of `seq_len` tokens."""
 
-    train: tuple[DataSource, ...] = Field(min_length=1)
+    train: tuple[TrainSource, ...] = Field(min_length=1)
+    phases: tuple[PhaseSection, ...] = ()
     eval: tuple[DataSource, ...] = ()
     seq_len: int = Field(default=1024, ge=2)
     packing: PackingName = "concat"
     mask_documents: bool = True
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> DataSection:
+        if not self.phases:
+            return self
+        names = [source.label for source in self.train]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two data.train sources are called {min(twice)!r}: give them a name each")
+        for source in self.train:
+            if source.tokens is not None or source.weight != 1.0:
+                raise ValueError(f"{source.label!r} has weight or tokens, and phases give weights: keep one")
+        for number, phase in enumerate(self.phases):
+            for unknown in sorted(phase.weights.keys() - set(names)):
+                hint = nearest(unknown, names) or f"known are {', '.join(names)}"
+                raise ValueError(f"phases.{number}.weights: no data.train source is {unknown!r}; {hint}")
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError(f"phases end at {ends}: each must end later than the one before, the last at 1")
+        return self
 
 
 class BatchSection(Section):

@@ -1,7 +1,7 @@
 """The rows of each step, as arithmetic on the dataset's index: nothing is shuffled, kept or replayed.
 
 What a row is, `llmtrain.data.packing` says. Position p of the run is
-`Mixture -> (source, k-th row of it) -> epoch k // rows, Permutation(rows)(k % rows) -> row`.
+`Course -> (source, k-th row of it) -> epoch k // rows, Permutation(rows)(k % rows) -> row`.
 World size, pipeline degree and worker count appear nowhere.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llmtrain.config.schema import DataSource, PackingName
+from llmtrain.config.schema import DataSection, DataSource, PackingName
+from llmtrain.data.course import Course, CoursePlanner
 from llmtrain.data.dataset import Dataset, open_dataset
 from llmtrain.data.order import Mixture, Permutation, derive
 from llmtrain.data.packed import PackedRows
@@ -49,18 +51,30 @@ class Batches:
         self.seed = seed
         self.mask_documents = mask_documents
         self.packing = packing
-        self._rows = [each.rows for each in self.packings]
-        self._mixture = Mixture(self.weights)
+        self.rows_of_sources = [each.rows for each in self.packings]
+        self.course = Course.by_weight(sources)
+
+    @classmethod
+    def of_run(
+        cls, data: DataSection, rows_per_step: int, seed: int, steps: int, origins: Mapping[str, str]
+    ) -> Batches:
+        """The rows of a run of so many steps, with its token budgets, phases and limits on epochs.
+
+        Raises ConfigError, naming fields by their origins, when the run needs more than its sources may give.
+        """
+        batches = cls(data.train, data.seq_len, rows_per_step, seed, data.mask_documents, data.packing)
+        batches.course = CoursePlanner(data, batches.rows_of_sources, steps, rows_per_step, origins).plan()
+        return batches
 
     def at(self, step: int) -> PackedRows:
         """The rows of optimizer step `step`, counted from 0."""
         return self.rows(step * self.rows_per_step, (step + 1) * self.rows_per_step)
 
     def rows(self, start: int, stop: int) -> PackedRows:
-        """Rows `start` to `stop` (exclusive) of the run's endless order."""
-        source, turn = self._mixture(np.arange(start, stop, dtype=np.int64))
+        """Rows `start` to `stop` (exclusive) of the run's order, which ends only where its course does."""
+        source, turn = self.course(np.arange(start, stop, dtype=np.int64))
         row = np.empty_like(turn)
-        for number, count in enumerate(self._rows):
+        for number, count in enumerate(self.rows_of_sources):
             mine = np.flatnonzero(source == number)
             epochs, position = np.divmod(turn[mine], count)
             for epoch in np.unique(epochs).tolist():
@@ -74,10 +88,12 @@ class Batches:
 
         `rows_per_step` is not in it: it decides only which positions make up a step.
         """
-        content = [
+        content: list[Any] = [
             [[d.fingerprint, w] for d, w in zip(self.datasets, self.weights, strict=True)],
             [self.packing, self.seq_len, self.mask_documents, self.seed],
         ]
+        if self.course.identity:
+            content.append(self.course.identity)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
@@ -98,7 +114,7 @@ class Batches:
     @property
     def rows_per_epoch(self) -> int:
         """Rows of all datasets together, each once."""
-        return sum(self._rows)
+        return sum(self.rows_of_sources)
 
     @property
     def tokens_per_epoch(self) -> int:

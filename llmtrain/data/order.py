@@ -76,15 +76,88 @@ class Mixture:
         self.parts = _whole_parts(weights)
         self.period = sum(self.parts)
         self._source = np.array(_schedule(self.parts), np.int64)
+        self._places = [np.flatnonzero(self._source == source) for source in range(len(self.parts))]
         self._rank = np.empty(self.period, np.int64)  # how many rows of the same source came before
-        for source, part in enumerate(self.parts):
-            self._rank[self._source == source] = np.arange(part)
+        for places in self._places:
+            self._rank[places] = np.arange(len(places))
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each position: its source, and how many rows of that source came before (both int64)."""
         turn, offset = np.divmod(positions, self.period)
         source = self._source[offset]
         return source, turn * np.array(self.parts)[source] + self._rank[offset]
+
+    def given(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows come from each source."""
+        turn, offset = divmod(rows, self.period)
+        return [
+            turn * part + int(np.searchsorted(places, offset))
+            for part, places in zip(self.parts, self._places, strict=True)
+        ]
+
+    def position(self, source: int, rank: int) -> int:
+        """Where the row of a source stands that has `rank` of its own before it."""
+        turn, offset = divmod(rank, self.parts[source])
+        return turn * self.period + int(self._places[source][offset])
+
+
+class LongMixture:
+    """Interleaves sources by whole parts of a period of any length, without a table of it.
+
+    Row j of a source with c of the C parts has the key (2j + 1) / 2c, and rows stand in the order of their
+    keys (as seats are given out by Webster's method). Whole periods are exact; before, a source of share s
+    among D is at most 1/2 + s·(D - 2)/2 rows off.
+    """
+
+    def __init__(self, parts: Sequence[int]):
+        assert parts and all(part >= 1 for part in parts), f"parts {parts}"
+        assert sum(parts) < 2**31, f"a period of {sum(parts)} rows"  # products of two parts stay in int64
+        self.parts = list(parts)
+        self.period = sum(self.parts)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each position: its source, and how many rows of that source came before (both int64)."""
+        turn, offset = np.divmod(positions, self.period)
+        source, rank = np.zeros_like(offset), np.zeros_like(offset)
+        for number, part in enumerate(self.parts):
+            before = self._before(number, offset)
+            mine = before < part
+            mine[mine] = self._position(number, before[mine]) == offset[mine]
+            source[mine] = number
+            rank[mine] = turn[mine] * part + before[mine]
+        return source, rank
+
+    def given(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows come from each source."""
+        turn, offset = divmod(rows, self.period)
+        within = np.array([offset], np.int64)
+        return [turn * part + int(self._before(number, within)[0]) for number, part in enumerate(self.parts)]
+
+    def position(self, source: int, rank: int) -> int:
+        """Where the row of a source stands that has `rank` of its own before it."""
+        turn, within = divmod(rank, self.parts[source])
+        return turn * self.period + int(self._position(source, np.array([within], np.int64))[0])
+
+    def _before(self, source: int, offsets: np.ndarray) -> np.ndarray:
+        """Rows of a source that stand before each offset of a period: a search near the even share."""
+        part, sources = self.parts[source], len(self.parts)
+        even = part * offsets // self.period
+        low, high = np.maximum(even - sources, 0), np.minimum(even + sources + 1, part)
+        while (low < high).any():
+            middle = (low + high) // 2
+            right = (low < high) & (self._position(source, np.minimum(middle, part - 1)) < offsets)
+            low, high = np.where(right, middle + 1, low), np.where(right, high, np.minimum(high, middle))
+        return low
+
+    def _position(self, source: int, ranks: np.ndarray) -> np.ndarray:
+        """Where rows of a source stand in a period: their own rank and all rows with smaller keys."""
+        part = self.parts[source]
+        found = ranks.copy()
+        for number, other in enumerate(self.parts):
+            if number != source:
+                odd = ((2 * ranks + 1) * other - (number > source)) // part  # equal keys: by number
+                found += (odd + 1) // 2
+        return found
 
 
 def _whole_parts(weights: Sequence[float]) -> list[int]:

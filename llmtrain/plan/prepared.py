@@ -29,11 +29,10 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     loaded = load_run(path, overrides)
     plan = make_plan(loaded, ranks, device)
     data = plan.run.data
-    how = (data.mask_documents, data.packing)
-    batches = Batches(data.train, data.seq_len, plan.batch.rows, plan.run.seed, *how)
+    batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
     evaluation = None
     if data.eval:
-        evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, *how)
+        evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, data.mask_documents, data.packing)
     check_tokenizers(loaded, batches, evaluation)
     return PreparedRun(loaded, plan, batches, evaluation)
 

@@ -57,6 +57,19 @@ LIKELY_MFU = 0.4  # what a well-fed GPU reaches at these sizes; the estimate of 
 
 
 @dataclass(frozen=True)
+class SourceShare:
+    """What a run takes from one source, over its whole length."""
+
+    name: str
+    rows: int
+    share: float
+    epochs: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.share:.2%} = {self.rows:,} rows = {self.epochs:.2f} epochs"
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan, and what follows from it where the model's sizes are known."""
 
@@ -66,6 +79,7 @@ class Planned:
     memory: Memory | None
     device_bytes: int | None
     epoch_tokens: int | None
+    shares: tuple[SourceShare, ...]
     packed: str  # what the packing makes of the data, in words
     unknown: tuple[str, ...]  # sentences: what could not be worked out, and why
 
@@ -103,6 +117,7 @@ class Planned:
             "tokens_per_step": plan.tokens_per_step,
             "tokens": self.tokens,
             "epoch_tokens": self.epoch_tokens,
+            "sources": [asdict(share) for share in self.shares],
             "parameters": self.shape.parameters if self.shape else None,
             "memory_bytes_per_rank": asdict(self.memory) if self.memory else None,
             "fits": self.fits,
@@ -129,11 +144,12 @@ class Planned:
             ),
             (
                 "run",
-                f"{schedule.steps:,} steps = {self.tokens:,} tokens{self._epochs()}{self.packed}\n"
+                f"{schedule.steps:,} steps = {self.tokens:,} tokens{self._epochs()}\n"
                 "learning rate: "
                 f"{schedule.warmup_steps} steps up to {schedule.peak_lr:g}, {schedule.decay} to "
                 f"{schedule.min_lr:g}",
             ),
+            ("data", "\n".join([*map(str, self.shares), *self.packed.splitlines()])),
             ("model", self._model()),
             ("memory", self._memory()),
             ("compute", self._compute()),
@@ -225,7 +241,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
         )
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None
-    return Planned(plan, name, shape, memory, size, epoch, _packed(batches), tuple(unknown))
+    shares = _shares(plan, batches) if batches else ()
+    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), tuple(unknown))
 
 
 def _device(name: str) -> tuple[str, int | None]:
@@ -242,13 +259,17 @@ def _device(name: str) -> tuple[str, int | None]:
 
 def _batches(plan: Plan, unknown: list[str]) -> Batches | None:
     run: RunConfig = plan.run
-    data = run.data
     try:
-        how = (data.mask_documents, data.packing)
-        return Batches(data.train, data.seq_len, plan.batch.rows, run.seed, *how)
+        return Batches.of_run(run.data, plan.batch.rows, run.seed, plan.schedule.steps, plan.origins)
     except DataError as error:
         unknown.append(f"epochs: {error}")
         return None
+
+
+def _shares(plan: Plan, batches: Batches) -> tuple[SourceShare, ...]:
+    rows = plan.schedule.steps * plan.batch.rows
+    given = zip(plan.run.data.train, batches.course.given(rows), batches.rows_of_sources, strict=True)
+    return tuple(SourceShare(source.label, got, got / rows, got / epoch) for source, got, epoch in given)
 
 
 def _packed(batches: Batches | None) -> str:
@@ -256,7 +277,7 @@ def _packed(batches: Batches | None) -> str:
     if batches is None or batches.packing == "concat":
         return ""
     return (
-        f"\n{batches.rows_per_epoch:,} rows by {batches.packing}: {batches.padded:.3%} of them padding, "
+        f"{batches.rows_per_epoch:,} rows by {batches.packing}: {batches.padded:.3%} of them padding, "
         f"{batches.lost:.3%} of the tokens cropped"
     )
 

@@ -35,7 +35,7 @@ def test_how_a_model_is_run_is_not_the_model(saved: Checkpoint) -> None:
     [
         (
             {"dataset": "e" * 64},
-            "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): the datasets, their order, their weights",
+            "dataset (saved dddddddddddd…, now eeeeeeeeeeee…): the datasets, their order, their shares",
         ),
         ({"vocab_size": 14}, "vocab_size (saved 13, now 14): use the tokenizer and model"),
         ({"seq_len": 16}, "seq_len (saved 8, now 16): keep data.seq_len"),

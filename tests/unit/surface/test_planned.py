@@ -79,3 +79,20 @@ def test_a_packing_says_what_it_pads_and_crops(tmp_path: Path, own_dataset: Path
         assert (float(padded) > 0) is (packing == "best_fit")
         assert (float(cropped) > 0) is (packing == "best_fit_crop")
     assert "rows by" not in planned(path, [], 1, "cpu").as_text()
+
+
+def test_a_mixture_says_shares_epochs_and_repetitions_at_the_end_of_the_run(
+    tmp_path: Path, own_dataset: Path
+) -> None:
+    train = [
+        {"path": str(own_dataset), "name": "own", "tokens": 256},
+        {"path": str(own_dataset), "split": "valid", "name": "rest"},
+    ]
+    path = str(write_run(tmp_path, own_dataset, data={"train": train, "seq_len": 32}))
+    report = planned(path, [], 1, "cpu")
+    found = json.loads(report.as_json())["sources"]
+    assert [(share["name"], share["rows"]) for share in found] == [("own", 8), ("rest", 16)]
+    assert re.search(r"data +own: 33.33% = 8 rows = \d+\.\d\d epochs\n +rest: 66.67%", report.as_text())
+    assert found[1]["epochs"] > found[0]["epochs"] > 0
+    with pytest.raises(ConfigError, match=r"data.train.0.tokens = 768.0 \(command line\).*leaves nothing"):
+        planned(path, ["data.train.0.tokens=768"], 1, "cpu")
