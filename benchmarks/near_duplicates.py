@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import machine, publish  # noqa: E402
 
-from data_prep.documents import Document, Tally  # noqa: E402
+from data_prep.documents import Document  # noqa: E402
 from data_prep.steps import dedup, minhash  # noqa: E402
 from data_prep.steps.minhash import MinHash  # noqa: E402
 from data_prep.steps.step import CorpusWideStep  # noqa: E402
@@ -192,19 +192,23 @@ def measure(settings: MinHash, texts: Sequence[str], truth: dict[tuple[int, int]
     minhash.Clusters.join = watched  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            kept, rate, _ = run_step(step, iter(texts), Path(folder))
+            rate, _ = run_step(step, iter(texts), Path(folder))
+            dropped = {
+                number * CHUNK + place
+                for number in range(len(texts) // CHUNK + 1)
+                if (verdict := Path(folder, f"{number}.npy")).exists()
+                for place in np.load(verdict).tolist()
+            }
     finally:
         minhash.Clusters.join = join  # type: ignore[method-assign]
-    dropped = set(range(len(texts))) - kept
     near = [pair for pair, jaccard in truth.items() if jaccard >= NEAR]
     documents = Score.of(dropped, later_of_clusters(near, len(texts)))
     return Measured(documents, Score.of(joined, set(near)), rate)
 
 
-def run_step(step: CorpusWideStep, texts: Iterator[str], folder: Path) -> tuple[set[int], float, float]:
-    """Numbers of the documents that stay, MB/s of notes and seconds of resolving, both of CPU time."""
+def run_step(step: CorpusWideStep, texts: Iterator[str], folder: Path) -> tuple[float, float]:
+    """MB/s of notes and seconds of resolving, both of CPU time. The verdicts stay in the folder."""
     notes: list[Path] = []
-    sizes: list[int] = []
     spent = characters = 0.0
     while chunk := [Document(text, "t", 1) for text, _ in zip(texts, range(CHUNK), strict=False)]:
         began = time.process_time()
@@ -212,20 +216,12 @@ def run_step(step: CorpusWideStep, texts: Iterator[str], folder: Path) -> tuple[
         spent += time.process_time() - began
         notes.append(folder / f"{len(notes)}.notes")
         noted.tofile(notes[-1])
-        sizes.append(len(chunk))
         characters += sum(len(document.text.encode()) for document in chunk)
-    verdicts = [path.with_suffix(".npy") for path in notes]
     (folder / "scratch").mkdir()
     began = time.process_time()
+    verdicts = [path.with_suffix(".npy") for path in notes]
     step.resolve(notes, verdicts, folder / "scratch", lambda done, whole: None)
-    resolving = time.process_time() - began
-    kept: set[int] = set()
-    first = 0
-    for size, verdict in zip(sizes, verdicts, strict=True):
-        numbered = (Document("", "t", number) for number in range(first, first + size))
-        kept |= {left.number for left in step.apply(numbered, np.load(verdict), Tally())}
-        first += size
-    return kept, characters / 1e6 / spent, resolving
+    return characters / 1e6 / spent, time.process_time() - began
 
 
 def random_documents(count: int, seed: int) -> Iterator[str]:
@@ -257,7 +253,7 @@ def memory_of(name: str, count: int) -> tuple[float, float, float]:
     watcher.start()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _, rate, resolving = run_step(step, random_documents(count, 0), Path(folder))
+            rate, resolving = run_step(step, random_documents(count, 0), Path(folder))
     finally:
         done.set()
         watcher.join()

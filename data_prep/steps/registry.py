@@ -19,6 +19,8 @@ from data_prep.steps import (
     length,
     minhash,
     normalize,
+    pii,
+    presidio,
     python,
     urls,
 )
@@ -32,6 +34,8 @@ from data_prep.steps.language import Language
 from data_prep.steps.length import Length
 from data_prep.steps.minhash import MinHash
 from data_prep.steps.normalize import Normalize
+from data_prep.steps.pii import Pii
+from data_prep.steps.presidio import Presidio
 from data_prep.steps.python import Python
 from data_prep.steps.step import CorpusWideStep, Step
 from data_prep.steps.urls import Urls
@@ -53,6 +57,8 @@ class StepSection(Section):
     python: Python | None = None
     dedup: Dedup | None = None
     minhash: MinHash | None = None
+    pii: Pii | None = None
+    presidio: Presidio | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> StepSection:
@@ -84,6 +90,8 @@ _MAKERS: dict[str, Callable[[Any], Step | CorpusWideStep]] = {
     "python": python.make,
     "dedup": dedup.make,
     "minhash": minhash.make,
+    "pii": pii.make,
+    "presidio": presidio.make,
 }
 
 

@@ -1,0 +1,48 @@
+"""Keys and tokens that can be told by their form: each is looked for only where its mark stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_GITHUB = re.compile(r"gh[pousr]_[A-Za-z0-9]{36,251}(?!\w)")
+_AWS = re.compile(r"A[KS]IA[A-Z2-7]{16}(?!\w)")
+# What a text must hold -> the whole token from there on.
+_TOKENS = {
+    "AKIA": _AWS,
+    "ASIA": _AWS,
+    "ghp_": _GITHUB,
+    "gho_": _GITHUB,
+    "ghu_": _GITHUB,
+    "ghs_": _GITHUB,
+    "ghr_": _GITHUB,
+    "github_pat_": re.compile(r"github_pat_[A-Za-z0-9_]{40,244}(?!\w)"),
+    "glpat-": re.compile(r"glpat-[\w-]{20,300}(?:\.[\w-]{2,20}){0,3}"),
+    "xox": re.compile(r"xox[abeoprs]-(?:[A-Za-z0-9]{1,80}-){0,6}[A-Za-z0-9]{10,250}(?![\w-])"),
+    "xapp-": re.compile(r"xapp-[0-9]-[A-Z0-9]{5,20}-[0-9]{5,20}-[a-f0-9]{32,80}(?![\w-])"),
+    "AIza": re.compile(r"AIza[\w-]{35}(?![\w-])"),
+    "sk-": re.compile(r"sk-(?=[A-Za-z_-]{0,80}[0-9])[\w-]{20,250}(?![\w-])"),  # OpenAI, Anthropic and others
+    "sk_live_": re.compile(r"sk_live_[0-9A-Za-z]{16,250}(?!\w)"),
+    "hf_": re.compile(r"hf_[A-Za-z]{30,40}(?!\w)"),
+    "eyJ": re.compile(r"eyJ[\w-]{10,4000}\.eyJ[\w-]{10,16000}\.[\w-]{16,4000}"),
+    "-----BEGIN ": re.compile(
+        r"-----BEGIN (?P<name>(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)-----.{40,20000}?"
+        r"-----END (?P=name)-----",
+        re.DOTALL,
+    ),
+}
+
+
+def secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Where they stand: AWS, GitHub, GitLab, Slack, Google, OpenAI's form, Stripe, Hugging Face, JWT, PEM."""
+    for mark, token in _TOKENS.items():
+        at = text.find(mark) if mark[-1] != "_" or "_" in text else -1  # most prose has none
+        while at >= 0:
+            match = (
+                token.match(text, at)
+                if not (at and (text[at - 1].isalnum() or text[at - 1] == "_"))
+                else None
+            )
+            if match:
+                yield match.span()
+            at = text.find(mark, match.end() if match else at + 1)
