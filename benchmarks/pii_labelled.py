@@ -49,13 +49,13 @@ DOMAINS = (
 )
 ALNUM = string.ascii_letters + string.digits
 
-PHONES = (  # N is 2 to 9, X any digit
-    "+1 (N1X) NXX-XXXX;+1-N0X-NXX-XXXX;(N3X) NXX-XXXX;N4X-NXX-XXXX;N5X.NXX.XXXX;+44 20 7XXX XXXX;"
-    "020 7XXX XXXX;07NXX XXXXXX;(0161) NXX XXXX;+49 30 NXXXXXX;+49 (0)89 NXXXXX;0049 89 NXXXXX;030/NXXXXXX;"
-    "0170-NXXXXXX;+33 6 XX XX XX XX;01 XX XX XX XX;06.XX.XX.XX.XX;+34 6NX XXX XXX;Tel. |6NX XXX XXX;"
-    "phone: |NXXXXXXXX;+39 06 NXXX XXXX;02 NXXX XXXX;+31 6 NXXXXXXX;06-NXXXXXXX;020-NXX XXXX;"
-    "+55 11 9NXXX-XXXX;+91 9XXXX XXXXX;+86 138 XXXX XXXX;+813NXXXXXXX;03-NXXX-XXXX;(02) NXXX XXXX;"
-    "+41 44 NXX XX XX;044 NXX XX XX;+351 21 NXX XXXX;+46 70 NXX XX XX;08-NXX XX XX;+48 22 NXX XX XX"
+PHONES = (  # N is 2 to 9, D any digit
+    "+1 (N1D) NDD-DDDD;+1-N0D-NDD-DDDD;(N3D) NDD-DDDD;N4D-NDD-DDDD;N5D.NDD.DDDD;+44 20 7DDD DDDD;"
+    "020 7DDD DDDD;07NDD DDDDDD;(0161) NDD DDDD;+49 30 NDDDDDD;+49 (0)89 NDDDDD;0049 89 NDDDDD;030/NDDDDDD;"
+    "0170-NDDDDDD;+33 6 DD DD DD DD;01 DD DD DD DD;06.DD.DD.DD.DD;+34 6ND DDD DDD;Tel. |6ND DDD DDD;"
+    "phone: |NDDDDDDDD;+39 06 NDDD DDDD;02 NDDD DDDD;+31 6 NDDDDDDD;06-NDDDDDDD;020-NDD DDDD;"
+    "+55 11 9NDDD-DDDD;+91 9DDDD DDDDD;+86 138 DDDD DDDD;+813NDDDDDDD;03-NDDD-DDDD;(02) NDDD DDDD;"
+    "+41 44 NDD DD DD;044 NDD DD DD;+351 21 NDD DDDD;+46 70 NDD DD DD;08-NDD DD DD;+48 22 NDD DD DD"
 )
 
 
@@ -79,7 +79,7 @@ def email(rng: random.Random) -> str:
 def phone(rng: random.Random) -> str:
     """A number as its country writes it."""
     return "".join(
-        rng.choice("23456789") if char == "N" else rng.choice(string.digits) if char == "X" else char
+        rng.choice("23456789") if char == "N" else rng.choice(string.digits) if char == "D" else char
         for char in rng.choice(PHONES.split(";"))
     )
 
