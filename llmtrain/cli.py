@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from data_prep.passes import Progress
 
 Verb = Callable[[argparse.Namespace], int]
+TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "nanogpt", "parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +141,7 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default="auto",
         help="colour for what is trained on (auto: on a terminal); without it ⟦ and ⟧",
     )
+    _token_verbs(actions)
 
 
 def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -159,6 +161,23 @@ def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
         action.add_argument("what", metavar="run", help="a run folder")
     for action in (show, verify):
         action.add_argument("what", help="a run folder or a checkpoint folder")
+
+
+def _token_verbs(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bring = _add(actions, "import", _data_import, "token files of another tool to a dataset folder")
+    bring.add_argument("format", choices=TOKEN_FORMATS)
+    bring.add_argument("files", nargs="+", help="files, prefixes of .bin and .idx, or folders of them")
+    bring.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="what they were made with; a Hub id too"
+    )
+    bring.add_argument("--eos", metavar="TOKEN", help="what ends a document (default: the tokenizer's own)")
+    bring.add_argument("--output", required=True, metavar="DIR", help="the dataset folder to make")
+    bring.add_argument("--split", default="train")
+    give = _add(actions, "export", _data_export, "a split of a dataset to a token file of another tool")
+    give.add_argument("folder")
+    give.add_argument("format", choices=TOKEN_FORMATS)
+    give.add_argument("out", help="file or prefix to write")
+    give.add_argument("--split", default="train")
 
 
 def _add(
@@ -225,6 +244,33 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
         text, good = verified(what)
     print(text)
     return 0 if good else 1
+
+
+def _data_import(arguments: argparse.Namespace) -> int:
+    from data_prep.convert import import_tokens
+
+    given = arguments
+    progress, done = _byte_progress()
+    try:
+        made = import_tokens(
+            given.format, given.files, given.tokenizer, given.output, given.split, given.eos, progress
+        )
+    finally:
+        done()
+    print(made.render())
+    return 0
+
+
+def _data_export(arguments: argparse.Namespace) -> int:
+    from data_prep.convert import export_tokens
+
+    progress, done = _byte_progress()
+    try:
+        made = export_tokens(arguments.folder, arguments.format, arguments.out, arguments.split, progress)
+    finally:
+        done()
+    print(made.render())
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

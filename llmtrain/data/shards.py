@@ -37,6 +37,7 @@ HEADER = struct.Struct("<9sQBQQ")
 CODES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "a float", 7: "a float"}
 LONGEST_SEQUENCE = 2**31 - 1  # tokens; lengths are i32
+BLOCK_TOKENS = 1 << 22
 REBUILD = "build the dataset again with `llmtrain data build`, or fetch the file again"
 
 
@@ -114,9 +115,10 @@ class ShardWriter:
                     f"token id {high if high >= self.vocab_size else low} does not fit a vocabulary of "
                     f"{self.vocab_size} ({self.prefix}): the tokenizer and the vocabulary size disagree"
                 )
-        raw = tokens.astype(self.dtype, copy=False).tobytes()
-        self._bin.write(raw)
-        self._hash.update(raw)
+        for start in range(0, len(tokens), BLOCK_TOKENS):  # a document may be larger than memory
+            raw = tokens[start : start + BLOCK_TOKENS].astype(self.dtype, copy=False).tobytes()
+            self._bin.write(raw)
+            self._hash.update(raw)
         if self._mask is not None and mask is not None:
             self._add_mask(np.asarray(mask, np.uint8), cuts)
         self._lengths.append(cuts)
@@ -161,9 +163,13 @@ class ShardWriter:
             if error is None:
                 self.close()
             else:
-                self._bin.close()
-                if self._mask is not None:
-                    self._mask.close()
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the files and leaves the shard without an index, which makes it none."""
+        self._bin.close()
+        if self._mask is not None:
+            self._mask.close()
 
 
 def index_bytes(documents: np.ndarray, dtype: np.dtype, longest_sequence: int = LONGEST_SEQUENCE) -> bytes:
