@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     data = verbs.add_parser("data", help="text becomes a dataset folder; check it; look at it")
-    actions = data.add_subparsers(metavar="ACTION", required=True)
+    actions = data.add_subparsers(metavar="ACTION", required=True, dest="action")
     build = _add(actions, "build", _data_build, "text to a dataset folder")
     build.add_argument("corpus", help="the corpus's YAML file")
     build.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
@@ -164,7 +164,7 @@ def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _token_verbs(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bring = _add(actions, "import", _data_import, "token files of another tool to a dataset folder")
+    bring = _add(actions, "import", _data_convert, "token files of another tool to a dataset folder")
     bring.add_argument("format", choices=TOKEN_FORMATS)
     bring.add_argument("files", nargs="+", help="files, prefixes of .bin and .idx, or folders of them")
     bring.add_argument(
@@ -173,7 +173,7 @@ def _token_verbs(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
     bring.add_argument("--eos", metavar="TOKEN", help="what ends a document (default: the tokenizer's own)")
     bring.add_argument("--output", required=True, metavar="DIR", help="the dataset folder to make")
     bring.add_argument("--split", default="train")
-    give = _add(actions, "export", _data_export, "a split of a dataset to a token file of another tool")
+    give = _add(actions, "export", _data_convert, "a split of a dataset to a token file of another tool")
     give.add_argument("folder")
     give.add_argument("format", choices=TOKEN_FORMATS)
     give.add_argument("out", help="file or prefix to write")
@@ -246,27 +246,17 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _data_import(arguments: argparse.Namespace) -> int:
-    from data_prep.convert import import_tokens
+def _data_convert(arguments: argparse.Namespace) -> int:
+    from data_prep.convert import export_tokens, import_tokens
 
     given = arguments
-    progress, done = _byte_progress()
+    tell, done = _byte_progress()
     try:
-        made = import_tokens(
-            given.format, given.files, given.tokenizer, given.output, given.split, given.eos, progress
-        )
-    finally:
-        done()
-    print(made.render())
-    return 0
-
-
-def _data_export(arguments: argparse.Namespace) -> int:
-    from data_prep.convert import export_tokens
-
-    progress, done = _byte_progress()
-    try:
-        made = export_tokens(arguments.folder, arguments.format, arguments.out, arguments.split, progress)
+        if given.action == "export":
+            made = export_tokens(given.folder, given.format, given.out, given.split, tell)
+        else:
+            files, tokenizer = given.files, given.tokenizer
+            made = import_tokens(given.format, files, tokenizer, given.output, given.split, given.eos, tell)
     finally:
         done()
     print(made.render())
