@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from data_prep.chain import passes_of
 from data_prep.chat.documents import SampleParser, template_sha256
 from data_prep.corpus import CorpusConfig
 from data_prep.crew import CLAIMS, Alone, Hands, Processes
@@ -43,7 +44,7 @@ from data_prep.tokenizer import (
     write_trained,
 )
 from data_prep.work import Work, clear_work, open_work, refuse_no_work
-from data_prep.worker import TOKENIZER_ENTRY, passes_of
+from data_prep.worker import TOKENIZER_ENTRY
 from data_prep.write import Written, assemble, bytes_to_write, write_rejected
 from llmtrain.config.load import load_yaml_model
 from llmtrain.data.manifest import (

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from data_prep.batches import batches_of
+from data_prep.chain import Clock, passes_of, run_steps
 from data_prep.corpus import CorpusConfig
 from data_prep.documents import Tally
 from data_prep.files import SourceFile
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.worker import Clock, documents_of, passes_of, run_steps
+from data_prep.worker import documents_of
 
 PARTS = 8  # one file gives at most this part of the sample, unless there are fewer files
 

@@ -11,21 +11,18 @@ A corpus without such a step has one pass, from source to tokens. The same chunk
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.batches import Batch, batches_of, groups_of
+from data_prep.chain import AsideTally, Clock, passes_of, run_steps
 from data_prep.chat.documents import SampleParser
 from data_prep.chunks import Chunk
-from data_prep.corpus import CorpusConfig
-from data_prep.documents import Damage, Document, Record, Tally, parse
+from data_prep.documents import Document, Tally, parse
 from data_prep.files import SourceFile, survey
 from data_prep.leases import holder
 from data_prep.results import (
@@ -40,8 +37,7 @@ from data_prep.results import (
 )
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
-from data_prep.steps.registry import make_steps
-from data_prep.steps.step import CorpusWideStep, Step
+from data_prep.steps.step import CorpusWideStep
 from data_prep.tokenizer import Encoder, load_tokenizer
 from data_prep.work import Work
 from llmtrain.data.manifest import TOKENIZER, TokenizerEntry
@@ -53,100 +49,6 @@ TOKENIZER_ENTRY = "tokenizer.json"
 
 class CorpusChangedError(DataError):
     """A file of the corpus is not what the build has seen."""
-
-
-@dataclass
-class Pass:
-    """What is done between two corpus-wide steps: the verdict of one, steps by name, notes for the next."""
-
-    verdict_of: CorpusWideStep | None = None
-    steps: list[tuple[str, Step]] = field(default_factory=list)
-    notes_for: CorpusWideStep | None = None
-
-
-def passes_of(corpus: CorpusConfig) -> list[Pass]:
-    """The steps of a corpus, cut at those that must see the whole of it."""
-    names = [name for section in corpus.steps for name in section.named]
-    passes = [Pass()]
-    for name, step in zip(names, make_steps(corpus.steps), strict=True):
-        if isinstance(step, CorpusWideStep):
-            passes[-1].notes_for = step
-            passes.append(Pass(verdict_of=step))
-        else:
-            passes[-1].steps.append((name, step))
-    return passes
-
-
-class Clock:
-    """Seconds by what they were spent on."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        """Counts the time that is spent inside."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
-
-    def pulls(self, what: str, items: Iterator) -> Iterator:
-        """The same items; the time it takes to get each is counted."""
-        while True:
-            with self(what):
-                item = next(items, self)
-            if item is self:
-                return
-            yield item
-
-
-def run_steps(
-    steps: list[tuple[str, Step]], documents: list[Document], tally: Tally, clock: Clock
-) -> list[Document]:
-    """A batch of documents through steps, one after the other."""
-    for name, step in steps:
-        with clock(name):
-            documents = list(step(iter(documents), tally))
-    return documents
-
-
-class AsideTally(Tally):
-    """A tally that hands on every document that is left out, with its text."""
-
-    def __init__(self, strict: bool, source: int, write: Callable[[bytes], None]):
-        super().__init__(strict)
-        self.source = source
-        self.write = write
-        self.held: dict[str, str | None] = {}  # by place, the texts of which some may be left out
-
-    def hold(self, documents: list[Document]) -> None:
-        """These come next; what was held before has been decided on."""
-        self.held = {document.id: document.text for document in documents}
-
-    def hold_records(self, records: list[Record]) -> None:
-        """As `hold`, of records that may turn out to be no documents."""
-        self.held = {record.where: _shown(record) for record in records}
-
-    def drop(self, reason: str, where: str) -> None:
-        """Counts it, and hands it on."""
-        super().drop(reason, where)
-        row = {"reason": reason, "source": self.source, "where": where, "text": self._held(where)}
-        self.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-
-    def _held(self, where: str) -> str | None:
-        """The text from a place, which a detail in brackets may follow."""
-        return self.held.get(where, self.held.get(where.partition(" (")[0]))
-
-
-def _shown(record: Record) -> str | None:
-    """A record as text, whatever it is; bytes that are no UTF-8 as \\xNN."""
-    if isinstance(record.content, Damage):
-        return None
-    if isinstance(record.content, bytes):
-        return record.content.decode("utf-8", "backslashreplace")
-    return record.content if isinstance(record.content, str) else repr(record.content)
 
 
 class Worker:
