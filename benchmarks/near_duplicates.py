@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,7 @@ def run_step(step: CorpusWideStep, texts: Iterator[str], folder: Path) -> tuple[
     """MB/s of notes and seconds of resolving, both of CPU time. The verdicts stay in the folder."""
     notes: list[Path] = []
     spent = characters = 0.0
-    while chunk := [Document(text, "t", 1) for text, _ in zip(texts, range(CHUNK), strict=False)]:
+    while chunk := [Document(text, "t", 1) for text in islice(texts, CHUNK)]:
         began = time.process_time()
         noted = step.notes(chunk, 0)
         spent += time.process_time() - began

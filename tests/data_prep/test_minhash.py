@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from pathlib import Path
 
 import near_duplicates
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from near_duplicates import exact_pairs, later_of_clusters, measure, planted
 from step_driver import in_two_passes
 
-from data_prep.steps import clusters, disk_sort, minhash
+from data_prep.steps import clusters, dedup, disk_sort, minhash
 from data_prep.steps.clusters import Clusters
+from data_prep.steps.dedup import Dedup
+from data_prep.steps.dedup import make as make_dedup
 from data_prep.steps.minhash import MinHash, make, similarity
 from data_prep.steps.step import CorpusWideStep
 from llmtrain.errors import DataError
@@ -27,7 +31,8 @@ def truth(texts) -> dict[tuple[int, int], float]:
     return exact_pairs(texts, 0.5)
 
 
-def test_recall_and_precision_against_brute_force(texts, truth):
+def test_recall_and_precision_against_brute_force(texts, truth, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "CHUNK", 500)
     assert sum(jaccard >= 0.8 for jaccard in truth.values()) > 100
     assert sum(0.6 < jaccard < 0.8 for jaccard in truth.values()) > 60, "nothing that could be mistaken"
     result = measure(MinHash(), texts, truth)
@@ -149,3 +154,34 @@ def test_planted_copies_have_the_similarity_asked_for():
         pairs = exact_pairs([" ".join(words), *map(" ".join, copies)], 0.1)
         found = [jaccard for (first, _), jaccard in pairs.items() if first == 0]
         assert np.mean(found) == pytest.approx(similarity_asked, abs=0.05)
+
+
+@pytest.mark.parametrize("step", [make(MinHash(bands=4)), make_dedup(Dedup())], ids=["minhash", "dedup"])
+def test_four_times_the_documents_take_no_more_memory(tmp_path, step, monkeypatch):
+    monkeypatch.setattr(disk_sort.SortedRuns.__init__, "__defaults__", (2**13, 4))
+    monkeypatch.setattr(minhash, "_READ_BYTES", 2**17)
+    monkeypatch.setattr(minhash, "_PAIRS", 2**7)
+    monkeypatch.setattr(clusters, "_PART", 2**9)
+    monkeypatch.setattr(dedup, "_ROWS", 2**9)
+    peaks = [peak_of_resolving(step, count, tmp_path / str(count)) for count in (2000, 8000)]
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def peak_of_resolving(step: CorpusWideStep, count: int, folder: Path) -> int:
+    """Bytes, of notes in chunks of 500 that are random but for every third, which repeats the one before."""
+    (folder / "scratch").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    notes = []
+    for number in range(count // 500):
+        noted = np.frombuffer(rng.bytes(500 * step.dtype.itemsize), step.dtype).copy()
+        noted[2::3] = noted[1::3][: noted[2::3].size]
+        noted["document"] = np.arange(500)
+        notes.append(folder / f"{number}.notes")
+        noted.tofile(notes[-1])
+    verdicts = [path.with_suffix(".npy") for path in notes]
+    tracemalloc.start()
+    report = step.resolve(notes, verdicts, folder / "scratch", lambda done, whole: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.get("duplicates", report.get("repeats")) == count // 500 * 166
+    return peak
