@@ -281,8 +281,8 @@ def main() -> None:
     body = (
         f"{machine()}\n\n{bench.size / 1e9:.2f} GB of state on {options.ranks} ranks (threads), "
         f"{options.rounds} rounds\n\n{table(bench.size, rounds)}\n\n"
-        f"At one save per 100 steps the stall is 3 % of training when a step takes {stall / 3:.3f} s, and less "
-        f"when it takes longer: {stall:.2f} % at 1 s.\nMost memory that a save adds: {memory}."
+        f"At one save per 100 steps the stall is 3 % of training when a step takes {stall / 3:.3f} s, "
+        f"and {stall:.2f} % when it takes 1 s.\nMost memory that a save adds: {memory}."
     )
     command = f"python benchmarks/checkpoint.py --gigabytes {options.gigabytes} --rounds {options.rounds}"
     publish("Saving and loading", f"{command} --ranks {options.ranks}", body, options.record)

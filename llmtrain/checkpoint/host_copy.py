@@ -10,17 +10,16 @@ import torch
 from llmtrain.checkpoint.save import in_file_order
 from llmtrain.checkpoint.tensorfile import TensorSpec
 from llmtrain.engine.seam import Engine
-from llmtrain.plan.host_memory import available_bytes
+from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 
 BLOCK = 256 << 20  # bytes; a power of two, since torch rounds page-locked memory up to one
-_USABLE = 0.8  # of the memory that is free: data loading and the page cache want some
 
 
 def too_little_memory(plans: Sequence[Mapping[str, Any]], host: str) -> str:
     """Why the copies of all ranks on `host` (this machine) would not fit beside it, or an empty string."""
     needed = sum(plan["bytes"] for plan in plans if plan["host"] == host)
     free = available_bytes()
-    if free is None or needed <= _USABLE * free:
+    if free is None or needed <= COPY_SHARE * free:
         return ""
     have, want = f"{free / 1e9:.1f} GB", f"{needed / 1e9:.1f} GB"
     return f"{host} has {have} of memory free, the copies of its ranks' state need {want}"

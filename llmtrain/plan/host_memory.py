@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+COPY_SHARE = 0.8  # of the free memory that copies for saving may take: data and the page cache want some
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -26,7 +26,7 @@ USABLE = 0.9  # of a device's memory: the rest is the driver, the libraries and 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank: on its device, and (`host`) in main memory when something is offloaded."""
+    """Bytes of one rank: on its device, and in main memory what is offloaded (`host`) and copied (`copy`)."""
 
     weights: int
     gradients: int
@@ -35,6 +35,7 @@ class Memory:
     activations: int
     logits: int
     host: int = 0
+    copy: int = 0  # main memory too: the state, copied when it is saved behind the steps
 
     @property
     def device(self) -> int:
@@ -110,6 +111,7 @@ def estimate(
         activations=in_flight * activation_bytes(shape, tokens, layers, element, recompute),
         logits=logits_bytes(shape, tokens, element, chunked_loss),
         host=host,
+        copy=12 * p // dp,  # fp32 weights and two moments, each element on one rank
     )
 
 

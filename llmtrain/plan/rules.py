@@ -84,9 +84,12 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
         if stage not in stages:
             fix = f"it needs ZeRO stage {' or '.join(map(str, stages))}, here it is {stage}; remove it"
             problems.append(Problem(key, said, template.origin(key), fix))
-        if said == "nvme" and not template.said(f"{key}.nvme_path"):
-            fix = "name the folder on the NVMe disk, an absolute path"
-            problems.append(Problem(f"{key}.nvme_path", None, template.origin(key), fix))
+        if said == "nvme":
+            fix = (
+                "what lies there can't be saved yet (and DeepSpeed's own resume loses Adam's step and small "
+                'groups of weights), so the run could not go on after a stop; use "cpu"'
+            )
+            problems.append(Problem(f"{key}.device", said, template.origin(f"{key}.device"), fix))
     ratio = template.said(f"{_ZERO}offload_optimizer.ratio")
     if ratio is not None and (ratio > 1 or (ratio < 1 and stage != 3)):
         key = f"{_ZERO}offload_optimizer.ratio"

@@ -14,6 +14,7 @@ from llmtrain.config.schema import ModelSection, RunConfig
 from llmtrain.data.batches import Batches
 from llmtrain.errors import ConfigError, DataError, Problem, nearest
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
+from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 from llmtrain.plan.memory import USABLE, Memory, estimate
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
@@ -53,6 +54,7 @@ DEVICE_GB = {
     "MI250X": 128,
 }
 ASSUMED_VOCAB = 50_304  # GPT-2's, rounded up; memory and compute depend on it only a little
+RANKS_OF_A_MACHINE = 8  # as most GPU machines have; fewer if the run has fewer
 LIKELY_MFU = 0.4  # what a well-fed GPU reaches at these sizes; the estimate of time says that it assumes it
 
 
@@ -174,14 +176,26 @@ class Planned:
         memory = self.memory
         if memory is None:
             return ""
-        parts = {name: size for name, size in asdict(memory).items() if name != "host" and size}
+        parts = {name: size for name, size in asdict(memory).items() if name not in ("host", "copy") and size}
         text = f"about {gibibytes(memory.device)} per rank: "
         text += ", ".join(f"{name} {gibibytes(size)}" for name, size in parts.items())
         if memory.host:
             text += f"\nand {gibibytes(memory.host)} of main memory for what is offloaded"
+        text += f"\n{self._saving(memory.copy)}"
         if self.device_bytes:
             verdict = "fits" if self.fits else "DOES NOT FIT"
             text += f"\n{verdict}: {USABLE:.0%} of {gibibytes(self.device_bytes)} can be used"
+        return text
+
+    def _saving(self, copy: int) -> str:
+        """What saving behind the steps takes, and what becomes of it where this machine is too small."""
+        text = f"and {gibibytes(copy)} of main memory for the copy from which a save is written meanwhile"
+        ranks, free = min(self.plan.topology.world, RANKS_OF_A_MACHINE), available_bytes()
+        if free is not None and copy * ranks > COPY_SHARE * free:
+            text += (
+                f"\n{ranks} such ranks need {gibibytes(copy * ranks)}, of which this machine has "
+                f"{gibibytes(free)} free: on it each save would stop the steps until it is on disk"
+            )
         return text
 
     def _compute(self) -> str:

@@ -169,7 +169,11 @@ def test_late_gradient_sums_are_refused_in_a_pipeline(run_file: Path, tmp_path: 
             {"stage": 0, "offload_optimizer": {"device": "cpu"}},
             "it needs ZeRO stage 1 or 2 or 3, here it is 0",
         ),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "name the folder on the NVMe disk"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "what lies there can't be saved yet"),
+        (
+            {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}},
+            "could not go on after a stop",
+        ),
         ({"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "only ZeRO-3 offloads a part"),
         ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 2}}, "must be at most 1"),
         ({"stage": 3, "zero_hpz_partition_size": 3}, "8 ranks don't divide into groups of 3; use 2 or 4"),

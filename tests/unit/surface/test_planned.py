@@ -46,6 +46,22 @@ def test_a_model_that_does_not_fit_is_told(tmp_path: Path) -> None:
     assert "DOES NOT FIT" in report.as_text()
 
 
+def test_the_copy_that_saving_takes_is_counted_and_too_small_a_machine_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, told in ((2**50, False), (2**33, True), (None, False)):
+        monkeypatch.setattr("llmtrain.report.planned.available_bytes", lambda free=free: free)
+        report = planned(str(ROOT / "recipes" / "8b.yaml"), [], 16, "h200")
+        assert report.memory is not None and report.shape is not None
+        assert report.memory.copy == 12 * report.shape.parameters // 16
+        text = " ".join(report.as_text().split())
+        copy = report.memory.copy / 2**30
+        assert f"and {copy:.2f} GiB of main memory for the copy from which a save is written" in text
+        warning = f"8 such ranks need {8 * copy:.2f} GiB, of which this machine has 8.00 GiB free"
+        assert (warning in text) is told
+    assert json.loads(report.as_json())["memory_bytes_per_rank"]["copy"] == report.memory.copy
+
+
 def test_a_plan_before_the_dataset_says_what_it_assumes(tmp_path: Path) -> None:
     report = planned(str(write_run(tmp_path, tmp_path / "nowhere")), [], 1, "h200")
     assert report.memory is not None
