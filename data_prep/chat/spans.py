@@ -2,7 +2,8 @@
 
 A template with `{% generation %}` marks says so itself, and its marks are taken as they stand. For any other,
 assistant turn k is what rendering turn k adds to the generation prompt of the turns before it. That is proof
-only while every shorter rendering is the beginning of the whole one, which is checked each time.
+only while every shorter rendering is the beginning of the whole one, which is checked each time; special
+tokens with which a template ends any text, and which messages can't hold, are not counted.
 
 The end of a turn belongs to it: a model must learn to stop. White space that a template writes after the
 last special token of a turn (ChatML: `<|im_end|>` and a line end) does not, for generation has ended there.
@@ -47,13 +48,24 @@ def assistant_spans(
     spans = []
     for k in places:
         before = template.render(messages[:k], tools, prompt=True).text
-        after = whole.text if k + 1 == len(messages) else template.render(messages[: k + 1], tools).text
-        if not whole.text.startswith(after):
-            raise RejectedError(REWRITES)
+        after = whole.text
+        if k + 1 < len(messages):
+            after = _beginning(whole.text, template.render(messages[: k + 1], tools).text, special)
         if not after.startswith(before):
             raise RejectedError(_why(template, messages, tools, k, after))
         spans.append((len(before), _turn_end(after, len(before), special)))
     return whole.text, spans
+
+
+def _beginning(whole: str, part: str, special: Collection[str]) -> str:
+    """The part, without the special tokens at its end that it takes for it to begin the whole."""
+    while not whole.startswith(part):
+        part = part.rstrip()
+        last = next((token for token in special if part.endswith(token)), None)
+        if last is None:
+            raise RejectedError(REWRITES)
+        part = part.removesuffix(last)
+    return part
 
 
 def _why(
@@ -109,7 +121,7 @@ def check_template(template: ChatTemplate, special: Collection[str], turns: Turn
             if not all(content in written for content in (said if turns == "all" else said[-1:])):
                 raise RejectedError("the span of an assistant's turn does not hold what was said")
             if any(_goes_on(text, span, special) for span in spans):
-                raise RejectedError("the generation marks leave out the end of the turn")
+                raise RejectedError("the special token that ends a turn is not in it")
     except RejectedError as error:
         hint = {
             REWRITES: f"set samples.turns: last to learn from the last turn of each conversation, or {marks}",

@@ -90,6 +90,12 @@ MARKED = """\
 {% endif -%}
 """
 
+# Every text ends with the end mark, whatever comes last in it.
+CLOSED = """\
+{%- for message in messages %}{{- '<|' + message.role + '|>' + message.content + '<|end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- else %}{{- eos_token }}{%- endif %}
+"""
+
 SENTENCES = """\
 {%- for message in messages -%}
 {%- if message.role == 'user' -%}{{ '[INST] ' + message.content + ' [/INST]' }}
@@ -142,12 +148,22 @@ def _turns(messages: list[dict[str, Any]]) -> Pieces:
     return pieces
 
 
+def _closed(messages: list[dict[str, Any]]) -> Pieces:
+    pieces: Pieces = []
+    for number, message in enumerate(messages, 1):
+        end = "<|end|></s>" if number == len(messages) else "<|end|>"
+        pieces.append((f"<|{message['role']}|>", False))
+        pieces.append((message["content"] + end, message["role"] == "assistant"))
+    return pieces
+
+
 FAMILIES = {
     "chatml": Family(CHATML, ("<|im_start|>", "<|im_end|>"), _chatml),
     "headers": Family(
         HEADERS, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), _headers
     ),
     "turns": Family(TURNS, ("<bos>", "<start_of_turn>", "<end_of_turn>"), _turns, system=False),
+    "closed": Family(CLOSED, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), _closed),
     "marked": Family(MARKED, ("<|im_start|>", "<|im_end|>"), _im),
 }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from itertools import groupby
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chat_proof import conversation, learnt, prove
 from chat_templates import CHATML, FAMILIES, MARKED, REASONING, SENTENCES, chat_folder
 
 from data_prep.chat.encode import STRADDLES, SampleEncoder, token_mask
@@ -19,62 +22,11 @@ from data_prep.documents import RejectedError
 from data_prep.tokenizer import load_tokenizer
 from llmtrain.errors import DataError
 
-HOSTILE = [
-    *(
-        "Eight.",
-        "spider legs",
-        " ",
-        "  ",
-        "\n",
-        "\n\n",
-        "\t",
-        "\r\n",
-        "x",
-        "12",
-        ".",
-        "naïve",
-        "数据",
-        "🙂",
-        "e\u0301",
-    ),
-    *(
-        "\u202e",
-        "\x00",
-        "{{ 7*7 }}",
-        "{% endfor %}",
-        "[INST]",
-        "</s",
-        "<|im_",
-        "im_end|>",
-        "<think>",
-        "</think>",
-    ),
-    *("{% generation %}", "assistant\n", "<0x0A>", "model", "\ufeff", "\U0001f9d1\u200d\U0001f680"),
-]
 IM = ("<|im_start|>", "<|im_end|>")
-
-
-def conversation(rng: random.Random, system: bool) -> list[dict[str, str]]:
-    def content() -> str:
-        return "".join(rng.choice(HOSTILE) for _ in range(rng.choice([1, 1, 2, 4, 9])))
-
-    messages = [{"role": "system", "content": content()}] if system and rng.random() < 0.5 else []
-    for _ in range(rng.randint(1, 3)):
-        messages += [{"role": "user", "content": content()}, {"role": "assistant", "content": content()}]
-    return messages
 
 
 def encoder(folder: Path, **settings: Any) -> SampleEncoder:
     return SampleEncoder(folder, SamplesSection(**settings), eos_id=None)
-
-
-def learnt(folder: Path, sample: Any) -> list[str]:
-    """The runs of trained tokens, decoded."""
-    tokenizer = load_tokenizer(folder)
-    runs = groupby(zip(sample.tokens.tolist(), sample.mask.tolist(), strict=True), lambda pair: pair[1])
-    return [
-        tokenizer.decode([token for token, _ in run], skip_special_tokens=False) for mark, run in runs if mark
-    ]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
@@ -82,28 +34,9 @@ def learnt(folder: Path, sample: Any) -> list[str]:
 def test_what_is_learnt_is_what_the_assistant_wrote(tmp_path: Path, name: str, kind: str) -> None:
     family = FAMILIES[name]
     folder = chat_folder(tmp_path / "tokenizer", family.template, family.special, kind, name == "chatml")
-    encode, tokenizer = encoder(folder), load_tokenizer(folder)
-    rng = random.Random(f"{name} {kind}")
-    accepted = straddled = 0
-    for _ in range(60):
-        messages = conversation(rng, family.system)
-        pieces = family.by_hand(messages)
-        text = "".join(piece for piece, _ in pieces)
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        try:
-            sample = encode.encode(Exchange(tuple(messages)))
-        except RejectedError as error:
-            assert str(error) == STRADDLES
-            edges = {len("".join(piece for piece, _ in pieces[:k])) for k in range(len(pieces))}
-            reached = {len(tokenizer.decode(ids[:n], skip_special_tokens=False)) for n in range(len(ids))}
-            assert edges - reached, "refused, though a token ends at each edge"
-            straddled += 1
-            continue
-        assert sample.tokens.tolist() == ids
-        assert learnt(folder, sample) == [piece for piece, writes in pieces if writes]
-        assert sample.text_bytes == len(text.encode())
-        accepted += 1
-    assert accepted >= 20 and straddled <= 40, (accepted, straddled)
+    encode, tokenizer, rng = encoder(folder), load_tokenizer(folder), random.Random(f"{name} {kind}")
+    found = [prove(family, encode, tokenizer, conversation(rng, family.system)) for _ in range(60)]
+    assert found.count(True) >= 20, f"only {found.count(True)} were accepted"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -163,10 +96,12 @@ def test_tools_calls_and_answers_of_tools_are_read_and_calls_are_learnt(tmp_path
     encode = encoder(folder)
     sample = encode.encode(exchange)
     said = '<call>{"name": "add", "arguments": {"x": 1}}</call><|im_end|>'
-    assert learnt(folder, sample) == [said, "Two.<|im_end|>"]
+    assert learnt(load_tokenizer(folder), sample) == [said, "Two.<|im_end|>"]
     whole = encode.rendering.decode(sample.tokens.tolist(), skip_special_tokens=False)
     assert 'Tools:\n{"name": "add"}<|im_end|>' in whole and "<|im_start|>tool\n2<|im_end|>" in whole
-    assert learnt(folder, encoder(folder, turns="last").encode(exchange)) == ["Two.<|im_end|>"]
+    assert learnt(load_tokenizer(folder), encoder(folder, turns="last").encode(exchange)) == [
+        "Two.<|im_end|>"
+    ]
 
 
 def test_only_the_completion_is_learnt_after_a_prompt_of_messages(tmp_path: Path) -> None:
@@ -181,7 +116,7 @@ def test_only_the_completion_is_learnt_after_a_prompt_of_messages(tmp_path: Path
         folder = chat_folder(tmp_path / str(number), template, IM)
         row = {"prompt": messages[:3], "completion": messages[3]}
         (exchange,) = exchanges(row, "prompt_completion", {})
-        assert learnt(folder, encoder(folder).encode(exchange)) == ["Six.<|im_end|>"]
+        assert learnt(load_tokenizer(folder), encoder(folder).encode(exchange)) == ["Six.<|im_end|>"]
 
 
 def test_a_template_that_strips_reasoning_is_learnt_from_by_its_last_turns(tmp_path: Path) -> None:
@@ -198,7 +133,7 @@ def test_a_template_that_strips_reasoning_is_learnt_from_by_its_last_turns(tmp_p
         encoder(folder).template  # noqa: B018
     (exchange,) = exchanges({"messages": messages}, "chat", {})
     sample = encoder(folder, turns="last").encode(exchange)
-    assert learnt(folder, sample) == ["<think>\nAn insect.\n</think>\n\nSix.<|im_end|>"]
+    assert learnt(load_tokenizer(folder), sample) == ["<think>\nAn insect.\n</think>\n\nSix.<|im_end|>"]
     assert "no fly" not in load_tokenizer(folder).decode(sample.tokens.tolist())
 
 
@@ -210,7 +145,9 @@ def test_a_record_whose_earlier_turns_are_rewritten_is_refused_alone(tmp_path: P
     messages = tuple({"role": role, "content": content} for role, content in turns)
     with pytest.raises(RejectedError, match=REWRITES):
         encode.encode(Exchange(messages))
-    assert learnt(folder, encode.encode(Exchange(messages[:2]))) == ["<think>b</think>B.<|im_end|>"]
+    assert learnt(load_tokenizer(folder), encode.encode(Exchange(messages[:2]))) == [
+        "<think>b</think>B.<|im_end|>"
+    ]
 
 
 def test_white_space_before_an_answer_that_melts_into_its_first_word_is_refused(tmp_path: Path) -> None:
@@ -219,7 +156,7 @@ def test_white_space_before_an_answer_that_melts_into_its_first_word_is_refused(
     spaced = SENTENCES.replace("[/INST]", "[/INST] ").replace("{{ ' ' + ", "{{ ")
     glued = chat_folder(tmp_path / "glued", spaced, ("<x>",))
     messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "Eight."})
-    assert learnt(folder, encoder(folder).encode(Exchange(messages))) == [" Eight.</s>"]
+    assert learnt(load_tokenizer(folder), encoder(folder).encode(Exchange(messages))) == [" Eight.</s>"]
     with pytest.raises(RejectedError, match=STRADDLES):
         encoder(glued).encode(Exchange(messages))
 
@@ -250,3 +187,15 @@ def test_token_mask(offsets: Any, spans: Any, length: int, expected: Any) -> Non
             token_mask(array, spans, length)
     else:
         assert token_mask(array, spans, length).tolist() == expected
+
+
+def test_the_benchmark_of_many_conversations_finds_none_wrong() -> None:
+    program = Path(__file__).parents[2] / "benchmarks" / "chat_masks.py"
+    command = [sys.executable, str(program), "--conversations", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| \w+ \| \w+ \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", done.stdout, re.MULTILINE)
+    assert len(rows) == 2 * len(FAMILIES)
+    assert all(
+        int(count) == int(learnt) + int(refused) and wrong == "0" for count, learnt, refused, wrong in rows
+    )

@@ -148,7 +148,12 @@ def test_too_long_a_sample_is_dropped_or_cut_to_its_head(chatml: Path) -> None:
         ),
         (
             MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"),
-            r"the generation marks leave out the end of the turn, .* put the assistant's words between",
+            r"the special token that ends a turn is not in it, .* put the assistant's words between",
+        ),
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+            r"the special token that ends a turn is not in it",
         ),
         (CHATML.replace("(message.content or '')", "'same'"), r"does not hold what was said"),
         ("{% for m in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}{% endfor %}",
