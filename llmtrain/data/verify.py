@@ -50,7 +50,7 @@ def verify(folder: str | Path, progress: Callable[[str, int, int], None] | None 
             done += len(shard.tokens)
             if progress is not None:
                 progress("checking tokens", done, total)
-        _check_trained(folder, name, manifest)
+        _check_samples(folder, name, manifest)
         written = [file for shard in split.shards for file in (shard.bin, shard.idx, shard.mask) if file]
         files += len(written)
         size += sum(file.bytes for file in written)
@@ -90,7 +90,12 @@ def _check_mask(shard: Shard) -> None:
         )
 
 
-def _check_trained(folder: Path, name: str, manifest: Manifest) -> None:
+def _check_samples(folder: Path, name: str, manifest: Manifest) -> None:
+    if manifest.kind == "preference" and manifest.splits[name].documents % 2:
+        raise DataError(
+            f"{folder} split '{name}' has {manifest.splits[name].documents} documents, and a pair is two: "
+            f"{REBUILD}"
+        )
     claimed = manifest.splits[name].trained_tokens
     masks = [shard.mask for shard in open_dataset(folder, name).shards if shard.mask is not None]
     marked = sum(int(mask.sum(dtype=np.int64)) for mask in masks)

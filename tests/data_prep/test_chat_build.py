@@ -153,6 +153,12 @@ def test_completions_end_with_the_end_mark_and_pairs_lie_side_by_side(tmp_path: 
     assert sorted(documents(tmp_path / "out")) == sorted(
         (f"{k} legs? yes {k}</s>", f"yes {k}</s>") for k in range(20)
     )
+    (tmp_path / "rows.csv").write_text(
+        "question,answer\n" + "".join(f"{k} legs? ,yes {k}\n" for k in range(20))
+    )
+    csv = [{**fields[0], "path": str(tmp_path / "rows.csv")}]
+    table = {"kind": "prompt_completion", "sources": csv, "output": str(tmp_path / "csv")}
+    assert built(tmp_path, rows, **table).fingerprint == read_manifest(tmp_path / "out").fingerprint
     pairs = [{"prompt": f"{k}? ", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(20)]
     manifest = built(tmp_path, pairs, kind="preference", output=str(tmp_path / "pairs"), append_eos=False)
     found = documents(tmp_path / "pairs")

@@ -120,6 +120,24 @@ def test_a_manifest_without_its_masks_is_refused(tmp_path):
         read_manifest(tmp_path / "d")
 
 
+def test_half_a_pair_and_a_wrong_count_of_trained_tokens_are_named(tmp_path):
+    make_dataset(
+        tmp_path / "half",
+        {"train": [[[1, 2], [1, 3], [1, 4]]]},
+        kind="preference",
+        masks={"train": [[[0, 1], [0, 1], [0, 1]]]},
+    )
+    with pytest.raises(DataError, match="split 'train' has 3 documents, and a pair is two"):
+        verify(tmp_path / "half")
+    masked_folder(tmp_path / "d")
+    path = tmp_path / "d" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["trained_tokens"] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"has \d+ tokens that are trained on, its manifest says \d+"):
+        verify(tmp_path / "d")
+
+
 def test_a_first_token_is_never_trained_on(tmp_path):
     with pytest.raises(AssertionError, match="first token follows nothing"):
         ShardWriter(tmp_path / "s", 10, masked=True).add(np.array([1, 2]), None, np.array([1, 1], np.uint8))
