@@ -26,11 +26,11 @@ _TOKENS = {
     "hf_": re.compile(r"hf_[A-Za-z]{30,40}(?!\w)"),
     "eyJ": re.compile(r"eyJ[\w-]{10,4000}\.eyJ[\w-]{10,16000}\.[\w-]{16,4000}"),
     "-----BEGIN ": re.compile(
-        r"-----BEGIN (?P<name>(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)-----.{40,20000}?"
-        r"-----END (?P=name)-----",
-        re.DOTALL,
+        r"-----BEGIN (?P<name>(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)-----(?:[^-]|-(?!----)){40,20000}"
+        r"-----END (?P=name)-----"
     ),
 }
+_RUN = re.compile(r"[\w.-]*")
 
 
 def secrets(text: str) -> Iterator[tuple[int, int]]:
@@ -38,11 +38,11 @@ def secrets(text: str) -> Iterator[tuple[int, int]]:
     for mark, token in _TOKENS.items():
         at = text.find(mark) if mark[-1] != "_" or "_" in text else -1  # most prose has none
         while at >= 0:
-            match = (
-                token.match(text, at)
-                if not (at and (text[at - 1].isalnum() or text[at - 1] == "_"))
-                else None
-            )
+            within_word = at > 0 and (text[at - 1].isalnum() or text[at - 1] == "_")
+            match = None if within_word else token.match(text, at)
             if match:
                 yield match.span()
-            at = text.find(mark, match.end() if match else at + 1)
+            end = match.end() if match else at + 1
+            if mark == "eyJ" and (run := _RUN.match(text, end)):
+                end = run.end()  # a long run that is no token is not tried again from its middle
+            at = text.find(mark, end)
