@@ -107,13 +107,17 @@ class _Grams:
             return False
         keys = self.keys(n)
         ordered = np.sort(keys)
-        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        counts = np.diff(starts, append=ordered.size)
-        most = int(counts.max())
-        self.most_alike = most  # a longer n-gram holds one of these, so it is no more frequent
+        last = np.flatnonzero(ordered[1:] != ordered[:-1])  # of each run of equals but the final one
+        if (ordered.size - last.size) * int(lengths.max()) / self.size <= share:
+            self.most_alike = ordered.size - last.size
+            return False
+        counts = np.diff(np.concatenate(([-1], last, [ordered.size - 1])))
+        most = self.most_alike = int(
+            counts.max()
+        )  # a longer n-gram holds one of these: it is no more frequent
         if most < 2 or most * int(lengths.max()) / self.size <= share:
             return False
-        top = np.isin(keys, ordered[starts[counts == most]])
+        top = np.isin(keys, ordered[np.append(last, -1)][counts == most])
         return most * int(lengths[top].max()) / self.size > share
 
     def duplicates_exceed(self, limits: list[tuple[int, float]]) -> str | None:
