@@ -322,3 +322,41 @@ def test_a_chain_loses_no_document(tmp_path: Path) -> None:
     made = make_steps([StepSection.model_validate(step) for step in chain])
     kept = list(apply_steps(made, iter(documents), tally))
     assert len(kept) + sum(tally.rejected.values()) == 100 and 0 < len(kept) < 100
+
+
+ENGLISH = (
+    "The river is wide, and the town lies on the other side of it, where the old house stands. In the "
+    "morning people go to the park and talk of the weather that comes down from the hills. Nobody knows who "
+    "built the bridge, but it is a fine one. Each visitor stops for a while to look at the light in the "
+    "water. They have told this story to their children for as long as anyone can remember."
+)
+OTHER = (
+    "We had a small boat with one sail, and the wind was always against us when we wanted to be home. My "
+    "brother would sing to it, which did not help. The harbour master had seen it all before and said that "
+    "the sea has time. He gave us bread and a blanket. We are to write to him at keeper@bay.org, and we do."
+)
+
+
+def test_the_web_recipe_cleans_pages_in_its_order(tmp_path: Path) -> None:
+    pages = {
+        ENGLISH: None,
+        OTHER: None,
+        ENGLISH.replace("The river", "A river") + " Yes.": "minhash",
+        GERMAN: "language: de",
+        "You can call us on any day of the week. " * 60: "gopher_repetition",
+        ENGLISH.replace("of", "#").replace("in", "#").replace("is", "#"): "gopher_quality: too many hashes",
+        OTHER + "\nfunction() {": "c4: curly bracket",
+        "\n".join(f"{word} and {word}s" for word in OTHER.split()) + "\nThe end.": "fineweb",
+    }
+    lines = [json.dumps({"text": text, "url": f"https://example.org/{at}"}) for at, text in enumerate(pages)]
+    (tmp_path / "crawl.jsonl").write_text("\n".join(lines))
+    recipe = Path(__file__).parents[2] / "recipes" / "web-corpus.yaml"
+    given = {"sources.0.path": tmp_path / "crawl.jsonl", "output": tmp_path / "out", "workers": 1}
+    given |= {"tokenizer.vocab_size": 400, "splits": "{}"}
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    counts = build(recipe, [*overrides, "steps.3.c4.min_sentences=0"]).manifest.counts
+    kept = [ENGLISH, OTHER.replace("keeper@bay.org", "<EMAIL>")]
+    assert sorted(texts_of(tmp_path / "out", "train")) == sorted(kept), counts
+    assert counts.documents_in == len(pages) and counts.found["pii: email"] == 1
+    for rule in filter(None, pages.values()):
+        assert [count for reason, count in counts.rejected.items() if reason.startswith(rule)] == [1], counts
