@@ -51,11 +51,12 @@ ALNUM = string.ascii_letters + string.digits
 
 PHONES = (  # N is 2 to 9, D any digit
     "+1 (N1D) NDD-DDDD;+1-N0D-NDD-DDDD;(N3D) NDD-DDDD;N4D-NDD-DDDD;N5D.NDD.DDDD;+44 20 7DDD DDDD;"
-    "020 7DDD DDDD;07NDD DDDDDD;(0161) NDD DDDD;+49 30 NDDDDDD;+49 (0)89 NDDDDD;0049 89 NDDDDD;030/NDDDDDD;"
-    "0170-NDDDDDD;+33 6 DD DD DD DD;01 DD DD DD DD;06.DD.DD.DD.DD;+34 6ND DDD DDD;Tel. |6ND DDD DDD;"
-    "phone: |NDDDDDDDD;+39 06 NDDD DDDD;02 NDDD DDDD;+31 6 NDDDDDDD;06-NDDDDDDD;020-NDD DDDD;"
-    "+55 11 9NDDD-DDDD;+91 9DDDD DDDDD;+86 138 DDDD DDDD;+813NDDDDDDD;03-NDDD-DDDD;(02) NDDD DDDD;"
-    "+41 44 NDD DD DD;044 NDD DD DD;+351 21 NDD DDDD;+46 70 NDD DD DD;08-NDD DD DD;+48 22 NDD DD DD"
+    "020 7DDD DDDD;07NDD DDDDDD;(0161) NDD DDDD;+49 30 NDDDDDD;+49 (0)89 NDDDDD;0049 89 NDDDDD;"
+    "0039 06 NDDD DDDD;030/NDDDDDD;0170-NDDDDDD;+33 6 DD DD DD DD;01 DD DD DD DD;06.DD.DD.DD.DD;"
+    "+34 6ND DDD DDD;Tel. |6ND DDD DDD;phone: |NDDDDDDDD;+39 06 NDDD DDDD;02 NDDD DDDD;"
+    "+31 6 NDDDDDDD;06-NDDDDDDD;020-NDD DDDD;+55 11 9NDDD-DDDD;+91 9DDDD DDDDD;+86 138 DDDD DDDD;"
+    "+813NDDDDDDD;03-NDDD-DDDD;(02) NDDD DDDD;+41 44 NDD DD DD;044 NDD DD DD;+351 21 NDD DDDD;"
+    "+46 70 NDD DD DD;08-NDD DD DD;+48 22 NDD DD DD"
 )
 
 
@@ -339,6 +340,9 @@ LOOKALIKES: tuple[Callable[[random.Random], str], ...] = (
         ("task-oriented-dialogue-systems-2024", "sk-learn", "hf_hub_download", "ghp_token", "AKIA")
     ),
     lambda rng: f"0x{rng.randrange(16**8):08x}",
+    lambda rng: (
+        f"00{rng.randrange(41, 91)} 03{rng.randrange(100):02d} 03{rng.randrange(100):02d}"
+    ),  # code points
     lambda rng: f"pp. {rng.randrange(100, 999)}-{rng.randrange(1000, 1999)}",
     lambda rng: f"doi:10.{rng.randrange(1000, 9999)}/{digits(rng, 8)}",
 )

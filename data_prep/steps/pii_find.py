@@ -73,7 +73,10 @@ _COUNTRY_CODE = (
 _ALONE = r"(?<![\w.,+/-])(?<![0-9] )"  # not within a row of numbers
 _PHONES = (
     re.compile(rf"\+(?<![\w+]\+){_COUNTRY_CODE}(?:[ .()/\u00a0-]{{0,2}}[0-9]){{6,12}}(?!\w|[.-][0-9])"),
-    re.compile(rf"{_ALONE}00{_COUNTRY_CODE}[ /-](?:[ .()/-]{{0,2}}[0-9]){{6,12}}(?!\w|[.-][0-9])"),
+    re.compile(  # no 0 follows the country but Italy's: code points in fours look alike
+        rf"{_ALONE}00{_COUNTRY_CODE}[ /-](?:(?<=0039.)|(?!0[0-9]))"
+        r"(?:[ .()/-]{0,2}[0-9]){6,12}(?!\w|[.-][0-9])"
+    ),
     re.compile(  # North America
         rf"{_ALONE}(?:1[ .-])?(?:\([2-9][0-8][0-9]\) ?[2-9][0-9]{{2}}[ .-]"
         r"|[2-9][0-8][0-9]([ .-])[2-9][0-9]{2}\1)[0-9]{4}(?!\w|[ .-][0-9])"
