@@ -110,6 +110,7 @@ class Saver:
         self._facts, self._tell, self._strict = facts, tell, strict
         self._copy = HostCopy()
         self._copies: bool | None = None  # False: no memory for them, so every save is waited for
+        self._plans: list[dict[str, Any]] | None = None  # what each rank writes never changes
         self._flight: _Flight | None = None
 
     def state(self) -> object:
@@ -141,7 +142,8 @@ class Saver:
             logger.warning("saving step %d waited %.1f s for the save before it", step, waited)
         facts, why = self._facts(step, tokens), ""
         try:
-            begun = begin(self._engine, self._run_folder, facts)
+            begun = begin(self._engine, self._run_folder, facts, self._plans)
+            self._plans = begun.plans
             if not wait and self._copies_fit(begun):
                 self._take_off(begun, began)
                 return

@@ -86,13 +86,19 @@ def save(engine: Engine, run_folder: Path, facts: CheckpointFacts, keep: int = 2
     return complete(engine, begin(engine, run_folder, facts), keep)
 
 
-def begin(engine: Engine, run_folder: Path, facts: CheckpointFacts) -> Begun:
-    """Every rank calls it. Raises the same EngineError on all: the state is not whole, or has no room."""
+def begin(
+    engine: Engine, run_folder: Path, facts: CheckpointFacts, plans: list[dict[str, Any]] | None = None
+) -> Begun:
+    """Every rank calls it. Raises the same EngineError on all: the state is not whole, or has no room.
+
+    `plans`: those of an earlier save of the same engine, which then need not be exchanged once more.
+    """
     comm, task = engine.comm, task_of(facts)
     folder = Path(str(comm.broadcast(str(step_folder(Path(run_folder).absolute(), facts.step)))))
-    plans = on_every_rank(comm, task, lambda: _planned(engine))
-    on_rank_0(comm, task, lambda: _make_room(folder, plans))
-    return Begun(folder, facts, engine.scalars(), plans)
+    known = plans is not None
+    agreed = plans or on_every_rank(comm, task, lambda: _planned(engine))
+    on_rank_0(comm, task, lambda: _make_room(folder, agreed, known))
+    return Begun(folder, facts, engine.scalars(), agreed)
 
 
 def complete(engine: Engine, begun: Begun, keep: int) -> Path:
@@ -153,9 +159,9 @@ def _tensors(plans: list[dict[str, Any]]) -> dict[str, TensorEntry]:
     return {name: TensorEntry(shape=shapes[name], slices=tuple(slices[name])) for name in sorted(slices)}
 
 
-def _make_room(folder: Path, plans: list[dict[str, Any]]) -> None:
-    """Rank 0: the state is whole, the disk has room for it, and the folder is there and empty."""
-    problem = incomplete(_tensors(plans), [rank_file(rank) for rank in range(len(plans))])
+def _make_room(folder: Path, plans: list[dict[str, Any]], known: bool) -> None:
+    """Rank 0: the state is whole (or `known` to be), the disk has room for it, an empty folder is there."""
+    problem = not known and incomplete(_tensors(plans), [rank_file(rank) for rank in range(len(plans))])
     if problem:
         raise EngineError(f"the engine's state is not whole: {problem}")
     folder.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -176,8 +182,6 @@ def _make_room(folder: Path, plans: list[dict[str, Any]]) -> None:
         if aside.exists():
             aside.rename(folder)
         raise
-    sync_folder(folder.parent)
-    sync_folder(folder.parent.parent)
 
 
 def _free(folder: Path) -> int:
@@ -261,7 +265,8 @@ def commit(begun: Begun, entries: list[dict[str, Any]], keep: int) -> None:
         write_file(pending, commit_bytes(content))
         sync_folder(folder)
         pending.rename(folder / COMMIT)
-        sync_folder(folder)
+        for place in (folder, folder.parent, folder.parent.parent):
+            sync_folder(place)  # all three names may be new
     _retain(folder, keep)
 
 

@@ -322,6 +322,24 @@ def disk_full(folder: Path, percent: int, wait: bool, preflight: bool) -> str:
         return not_whole(disk, 3 if why else 4, elements)
 
 
+def read_only_disk(folder: Path, wait: bool) -> str:
+    """The disk becomes read-only between two saves, as the kernel does after an error, and is mended."""
+    with small_disk(folder, 64 << 20) as disk:
+        run_saves(disk, [3], wait=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        try:
+            (end,) = run_saves(disk, [4], wait)
+            why = end.why
+        except LlmtrainError as error:
+            why = str(error)
+        broken = not_whole(disk, 3)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        if broken or "Read-only file system" not in why:
+            return broken or f"the sentence is: {why}"
+        run_saves(disk, [5], wait)
+        return not_whole(disk, 5)
+
+
 def failing_writes(folder: Path, seed: int) -> str:
     """EIO, a full disk, a quota or a read-only disk at the k-th write of a rank's file."""
     draw = random.Random(seed)

@@ -47,6 +47,15 @@ def test_a_disk_of_any_size_that_fills(tmp_path: Path, percent: int, wait: bool)
         assert not broken
 
 
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_disk_that_becomes_read_only_costs_one_save(tmp_path: Path, wait: bool) -> None:
+    try:
+        broken = faults.read_only_disk(tmp_path, wait)
+    except PermissionError as error:
+        pytest.skip(f"needs the right to mount a small disk: {error}")
+    assert not broken
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_write_that_fails_costs_one_save(tmp_path: Path, seed: int) -> None:
     assert not faults.failing_writes(tmp_path, seed)

@@ -175,6 +175,27 @@ def test_one_save_at_a_time_and_one_copy(tmp_path: Path, caplog: pytest.LogCaptu
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000005"]
 
 
+def test_what_each_rank_writes_is_exchanged_once(tmp_path: Path) -> None:
+    def work(rank: Rank) -> list[int]:
+        told: list[bool] = []
+        gather = rank.engine.comm.gather
+
+        def counted(value: object) -> list[object]:
+            told.append("slices" in str(value))
+            return gather(value)
+
+        rank.engine.comm.gather = counted
+        exchanged = []
+        for step in (1, 2, 3):
+            told.clear()
+            rank.saver.save(step, step, wait=step == 3)
+            exchanged.append(sum(told))
+        return exchanged
+
+    assert run_ranks(2, tmp_path, work) == [[1, 0, 0]] * 2
+    assert loaded(tmp_path)[0] == 3
+
+
 def lose(rank: Rank) -> list[SaveEnd]:
     """Step 3 is saved well, step 4 with the fault, step 5 well again."""
     rank.saver.save(3, 3, wait=True)
