@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_prep.leases import Heart, Queue
 from data_prep.worker import CorpusChangedError, Worker
-from llmtrain.errors import LlmtrainError
+from llmtrain.errors import DataError, LlmtrainError
 
 POLL_SECONDS = 0.1
+CHANGED = 66  # the exit status of one who joined and finds another corpus
 CLAIMS = "claims"  # in the work folder, a line for each time that a chunk was taken
 
 
@@ -108,8 +109,10 @@ class Processes:
 
     def __init__(self, folder: Path, count: int, joined: bool = False):
         context = multiprocessing.get_context("spawn")
+        self.taken = context.Value("q", 0)  # chunks that were taken by them
         self.processes: list[BaseProcess] = [
-            context.Process(target=_work_off, args=(folder, joined), daemon=True) for _ in range(count)
+            context.Process(target=_work_off, args=(folder, joined, self.taken), daemon=True)
+            for _ in range(count)
         ]
         for process in self.processes:
             process.start()
@@ -118,9 +121,18 @@ class Processes:
         """Waits, and sees that all are alive."""
         time.sleep(POLL_SECONDS)
         hear(0)
+        self.check()
+
+    def check(self) -> None:
+        """Raises when one has died, or could not go on."""
         for process in self.processes:
             if process.exitcode == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if process.exitcode == CHANGED:
+                raise DataError(
+                    "a file of the corpus is not here, or not what the build has seen: join from where all "
+                    "files lie as they do for the build"
+                )
             if process.exitcode:
                 raise LlmtrainError(
                     "a worker of the build died, most likely for want of memory: set fewer workers and run "
@@ -140,7 +152,7 @@ class Processes:
             process.join()
 
 
-def _work_off(folder: Path, joined: bool) -> None:
+def _work_off(folder: Path, joined: bool, count: Any) -> None:
     """A worker process: one thread, no say in Ctrl-C, and gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -152,9 +164,11 @@ def _work_off(folder: Path, joined: bool) -> None:
         while not queue.closed:
             try:
                 taken = laborer.take(number)
+                with count.get_lock():
+                    count.value += taken
             except Exception as error:
                 if joined and isinstance(error, CorpusChangedError):
-                    raise SystemExit(f"error: {error}") from None
+                    raise SystemExit(CHANGED) from None
                 if queue.failures() or not folder.exists():  # the build tells what it was
                     return
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # no room for a note

@@ -9,14 +9,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from llmtrain import __version__
 from llmtrain.config.secrets import redact
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
-
-if TYPE_CHECKING:
-    from data_prep.passes import Progress
 
 Verb = Callable[[argparse.Namespace], int]
 TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "nanogpt", "parquet")
@@ -127,6 +123,8 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     build.add_argument(
         "--overwrite", action="store_true", help="replace another dataset in the output folder"
     )
+    build.add_argument("--join", action="store_true", help="help the build that runs there already")
+    build.add_argument("--on", choices=("processes", "ray"), default="processes", help="what does the work")
     verify = _add(actions, "verify", _data_verify, "read everything and compare it with the manifest")
     verify.add_argument("folder")
     show = _add(actions, "show", _data_show, "rows as training sees them, as text")
@@ -200,12 +198,19 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _data_build(arguments: argparse.Namespace) -> int:
     from data_prep.build import build
+    from data_prep.join import join
+    from llmtrain.report.progress import open_byte_progress
 
-    progress, done = _byte_progress()
+    if arguments.join:
+        print(join(arguments.corpus, arguments.overrides).render())
+        return 0
+    progress = open_byte_progress(sys.stderr)
     try:
-        report = build(arguments.corpus, arguments.overrides, progress, arguments.overwrite)
+        report = build(
+            arguments.corpus, arguments.overrides, progress.tell, arguments.overwrite, arguments.on
+        )
     finally:
-        done()
+        progress.close()
     print(report.render())
     return 0
 
@@ -248,9 +253,11 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
 
 def _data_convert(arguments: argparse.Namespace) -> int:
     from data_prep.convert import export_tokens, import_tokens
+    from llmtrain.report.progress import open_byte_progress
 
     given = arguments
-    tell, done = _byte_progress()
+    progress = open_byte_progress(sys.stderr)
+    tell = progress.tell
     try:
         if given.action == "export":
             made = export_tokens(given.folder, given.format, given.out, given.split, tell)
@@ -258,7 +265,7 @@ def _data_convert(arguments: argparse.Namespace) -> int:
             files, tokenizer = given.files, given.tokenizer
             made = import_tokens(given.format, files, tokenizer, given.output, given.split, given.eos, tell)
     finally:
-        done()
+        progress.close()
     print(made.render())
     return 0
 
@@ -380,14 +387,6 @@ def _at_least(least: int, options: dict[str, int | None]) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def _byte_progress() -> tuple[Progress, Callable[[], None]]:
-    """A bar for work counted in bytes on a terminal, now and then a line elsewhere; and what ends it."""
-    from llmtrain.report.progress import ByteProgress, PlainByteProgress
-
-    shown = ByteProgress(sys.stderr) if sys.stderr.isatty() else PlainByteProgress(sys.stderr)
-    return shown.tell, shown.close
 
 
 if __name__ == "__main__":

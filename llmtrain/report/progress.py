@@ -172,6 +172,11 @@ class LiveProgress:
         self.live.stop()
 
 
+def open_byte_progress(stream: TextIO) -> ByteProgress | PlainByteProgress:
+    """For work counted in bytes: a bar on a terminal, now and then a line elsewhere."""
+    return ByteProgress(stream) if stream.isatty() else PlainByteProgress(stream)
+
+
 class ByteProgress:
     """A bar for work that is counted in bytes, with its speed and the time left."""
 
