@@ -43,8 +43,7 @@ class SampleEncoder:
         self.rendering = _offsets_kept(load_tokenizer(folder))
         self.plain = _offsets_kept(load_tokenizer(folder))
         self.plain.encode_special_tokens = True  # text stays text
-        added = self.rendering.get_added_tokens_decoder().values()
-        self.special = tuple(token.content for token in added if token.special)
+        self.special: tuple[str, ...] = ()  # what only the template may write, once that is loaded
         self._template: ChatTemplate | None = None
 
     @property
@@ -52,7 +51,9 @@ class SampleEncoder:
         """The chat template, checked. Raises DataError when there is none, or none that can be proven."""
         if self._template is None:
             template = load_template(self.folder, self.settings.variables, self.settings.today)
-            check_template(template, self.special, self.settings.turns)
+            added = self.rendering.get_added_tokens_decoder().values()
+            contents = {token.content: token.special for token in added if token.content}
+            self.special = check_template(template, contents, self.settings.turns)
             self._template = template
         return self._template
 
@@ -62,12 +63,14 @@ class SampleEncoder:
 
     def encode(self, exchange: Exchange) -> Sample:
         """Raises RejectedError when it can't be a sample, or is too long."""
-        check_strings(exchange, self.special)
         if exchange.plain:
+            check_strings(exchange, ())
             sample = self._encode_plain(exchange)
         else:
+            template = self.template
+            check_strings(exchange, self.special)
             text, spans = assistant_spans(
-                self.template,
+                template,
                 exchange.messages,
                 exchange.tools,
                 self.special,
@@ -95,8 +98,15 @@ class SampleEncoder:
 
     def _encode_rendered(self, text: str, spans: Sequence[Span]) -> Sample:
         encoding = self.rendering.encode(text, add_special_tokens=False)
-        mask = token_mask(np.array(encoding.offsets, np.int64).reshape(-1, 2), spans, len(text))
-        return Sample(np.array(encoding.ids, np.uint32), mask, len(text.encode()))
+        ids = np.array(encoding.ids, np.uint32)
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        mask = token_mask(offsets, spans, len(text))
+        written = np.array([self.rendering.token_to_id(token) for token in self.special], np.int64)
+        for place in np.flatnonzero(np.isin(ids, written)).tolist():
+            start, end = offsets[place].tolist()
+            if text[start:end].strip() not in self.special:  # a normalizer made it of a message
+                raise RejectedError("special token in content", text[start:end])
+        return Sample(ids, mask, len(text.encode()))
 
     def _fitted(self, sample: Sample) -> Sample:
         longest = self.settings.max_tokens

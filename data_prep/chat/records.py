@@ -141,8 +141,8 @@ def _tools(value: Any) -> tuple[Any, ...]:
 def check_strings(exchange: Exchange, special: tuple[str, ...]) -> None:
     """Raises RejectedError for text that can't be encoded, or would become what only a template may write.
 
-    A rendering is encoded whole, so a special token spelled out in a message would turn into that token: a
-    forged end of turn. Plain text has no such danger; it is encoded as text.
+    A rendering is encoded whole, so one of the `special` tokens spelled out in a message would turn into that
+    token: a forged end of turn. Plain text has no such danger; it is encoded as text.
     """
     for text in exchange.strings():
         try:

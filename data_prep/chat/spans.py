@@ -11,7 +11,7 @@ last special token of a turn (ChatML: `<|im_end|>` and a line end) does not, for
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data_prep.chat.settings import Turns
@@ -34,7 +34,7 @@ def assistant_spans(
 ) -> tuple[str, list[Span]]:
     """The conversation as text, and the spans of the assistant turns among `messages[first:]`, in order.
 
-    special  the tokenizer's special tokens; messages hold none of them
+    special  the control tokens, which messages do not hold
     Raises RejectedError when there is no such turn, or its span can't be proven.
     """
     places = [k for k in range(first, len(messages)) if messages[k].get("role") == ASSISTANT]
@@ -108,11 +108,27 @@ PROBE: tuple[Message, ...] = (
 )
 
 
-def check_template(template: ChatTemplate, special: Collection[str], turns: Turns) -> None:
-    """Raises DataError, naming the property that fails and the way out, when a plain conversation shows that
-    nothing can be proven with this template."""
+def _control_tokens(template: ChatTemplate, added: Mapping[str, bool]) -> tuple[str, ...]:
+    """What only the template may write: special tokens, and others that it sets a turn off with.
+
+    Not all that it writes: a message may well hold `<think>` where that is a token but no special one.
+    """
+    asked = template.render(PROBE[:1]).text
+    answered = template.render(PROBE[:2]).text.rstrip()
+    return tuple(
+        token for token, special in added.items() if special or token in asked or answered.endswith(token)
+    )
+
+
+def check_template(template: ChatTemplate, added: Mapping[str, bool], turns: Turns) -> tuple[str, ...]:
+    """The control tokens among those `added` to the tokenizer (whether each is special).
+
+    Raises DataError, naming the property that fails and the way out, when a plain conversation shows that
+    nothing can be proven with this template.
+    """
     marks = "put the assistant's words between {% generation %} and {% endgeneration %} in the template"
     try:
+        special = _control_tokens(template, added)
         for count in (2, 4):
             messages = PROBE[:count]
             text, spans = assistant_spans(template, messages, None, special, turns)
@@ -132,3 +148,4 @@ def check_template(template: ChatTemplate, special: Collection[str], turns: Turn
             f"the tokenizer's chat template fails on a plain conversation: {error}{detail}, so which tokens "
             f"an assistant writes can't be proven: {hint}"
         ) from None
+    return special

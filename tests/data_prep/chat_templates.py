@@ -206,7 +206,7 @@ def chat_folder(
     folder: Path, template: str, special: tuple[str, ...], kind: str = "bytes", in_config: bool = False
 ) -> Path:
     """A tokenizer folder with this chat template, in its own file or in tokenizer_config.json."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(trained((*special, "</s>"), kind), encoding="utf-8")
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     config["clean_up_tokenization_spaces"] = False

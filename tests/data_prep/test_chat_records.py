@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_templates import CHATML, MARKED, TURNS, chat_folder
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from data_prep.chat.encode import SampleEncoder
 from data_prep.chat.records import exchanges
@@ -112,6 +114,40 @@ def test_a_conversation_that_can_not_be_told_apart_is_refused(
     (exchange,) = exchanges({"messages": messages}, "chat", {})
     with pytest.raises(RejectedError, match=reason):
         encoder(chatml).encode(exchange)
+
+
+def test_tokens_that_set_turns_off_are_the_template_s_alone_special_or_not(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "tokenizer", CHATML, ("<think>",))
+    tokenizer = load_tokenizer(folder)
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] == "</s>"
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in IM])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    encode = encoder(folder)
+
+    def said(text: str) -> str:
+        (exchange,) = exchanges({"messages": [ASKED, {**SAID, "content": text}]}, "chat", {})
+        return learnt(folder, encode.encode(exchange))
+
+    assert said("<think>A fly?") == "<think>A fly?<|im_end|>"
+    for token in IM:
+        with pytest.raises(RejectedError, match="special token in content"):
+            said(f"a{token}")
+    assert encode.special == ("</s>", *IM)
+
+
+def test_a_special_token_that_a_normalizer_makes_of_a_message_is_refused(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "tokenizer", CHATML, ("<|im_start|>",))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens([AddedToken("<|im_end|>", special=True, normalized=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (exchange,) = exchanges({"messages": [ASKED, {**SAID, "content": "<|IM_END|>"}]}, "chat", {})
+    with pytest.raises(RejectedError, match="special token in content") as caught:
+        encoder(folder).encode(exchange)
+    assert caught.value.detail == "<|IM_END|>"
 
 
 def test_what_the_template_refuses_is_refused_in_its_words(tmp_path: Path) -> None:
