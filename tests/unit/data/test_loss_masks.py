@@ -152,3 +152,18 @@ def test_pairs_and_open_documents_are_refused_with_the_way_out(tmp_path):
         Batches([chat], 16, 4, 1, mask_documents=False)
     with pytest.raises(DataError, match="set data.mask_documents: true"):
         held_out([chat], 16, 4, False)
+
+
+def test_best_fit_rows_teach_each_marked_token_once_and_cut_no_conversation(tmp_path):
+    source, documents, masks = masked_folder(tmp_path / "d")
+    run = Batches([source], 32, 4, 1, mask_documents=True, packing="best_fit")
+    rows = run.rows(0, run.rows_per_epoch)
+    arrays = rows.read(0, rows.count)
+    expected = [
+        token
+        for document, mask in zip(documents, masks, strict=True)
+        for token, mark in zip(document, mask, strict=True)
+        if mark
+    ]
+    assert sorted(arrays.labels[arrays.labels != IGNORED].tolist()) == sorted(expected)
+    assert rows.valid_tokens == len(expected)
