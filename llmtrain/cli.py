@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from llmtrain import __version__
 from llmtrain.config.secrets import redact
@@ -69,18 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", choices=("auto", "must", "never"), default="auto", help="from its newest checkpoint"
     )
-    evaluate = _add(verbs, "eval", _eval, "loss, perplexity and bits per byte on held-out text")
-    _add_what(evaluate)
-    evaluate.add_argument("--data", required=True, metavar="DIR", help="dataset folder")
-    evaluate.add_argument("--split", default="valid")
-    evaluate.add_argument("--rows", type=int, metavar="N", help="rows to read (default: the run's, or all)")
-    evaluate.add_argument("--seq-len", type=int, metavar="N", help="tokens per row (default: the run's)")
-    evaluate.add_argument(
-        "--baselines",
-        action="store_true",
-        help="also score the untrained model, and unigrams of the train split",
-    )
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _eval_verb(verbs)
     export = _add(verbs, "export", _export, "write a Hugging Face folder, proven equal to the checkpoint")
     _add_what(export)
     export.add_argument("out", help="folder to write")
@@ -104,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--ranks", type=int, default=1, metavar="N")
     plan.add_argument("--device", metavar="NAME", help="cpu, or a GPU such as h200 (default: this machine's)")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    report = _add(
+        verbs, "report", _report, "what a run's time went into: goodput, restarts, rollbacks, skips"
+    )
+    report.add_argument("folder", help="a run folder")
+    report.add_argument("--json", action="store_true", help="print JSON")
     doctor = _add(verbs, "doctor", _doctor, "can this machine train, and what stands in the way")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     demo = _add(
@@ -112,6 +107,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--ranks", type=int, default=2, metavar="N")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="changes to recipes/demo.yaml")
     return parser
+
+
+def _eval_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = _add(verbs, "eval", _eval, "loss, perplexity and bits per byte on held-out text")
+    _add_what(evaluate)
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="dataset folder")
+    evaluate.add_argument("--split", default="valid")
+    evaluate.add_argument("--rows", type=int, metavar="N", help="rows to read (default: the run's, or all)")
+    evaluate.add_argument("--seq-len", type=int, metavar="N", help="tokens per row (default: the run's)")
+    evaluate.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also score the untrained model, and unigrams of the train split",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -232,8 +242,6 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     if arguments.action == "prune":
         _at_least(1, {"--keep": arguments.keep})
     from llmtrain.report.checkpoints import listed, pruned, shown, verified
@@ -299,21 +307,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     from llmtrain.evaluate import evaluate_folder
 
     _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
-    found = evaluate_folder(
-        arguments.what,
-        arguments.data,
-        arguments.split,
-        arguments.rows,
-        arguments.seq_len,
-        arguments.baselines,
-    )
+    given = arguments
+    found = evaluate_folder(given.what, given.data, given.split, given.rows, given.seq_len, given.baselines)
     print(found.as_json() if arguments.json else found.as_text())
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from llmtrain.export import export
 
     done = export(
@@ -359,6 +359,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from llmtrain.report.account import account
+
+    found = account(Path(arguments.folder))
+    print(found.as_json() if arguments.json else found.as_text())
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from llmtrain.doctor import examine
 
@@ -380,11 +388,8 @@ def _shows_colour() -> bool:
 
 
 def _at_least(least: int, options: dict[str, int | None]) -> None:
-    problems = [
-        Problem(name, value, "command line", f"must be {least} or more")
-        for name, value in options.items()
-        if value is not None and value < least
-    ]
+    wrong = {name: value for name, value in options.items() if value is not None and value < least}
+    problems = [Problem(*item, "command line", f"must be {least} or more") for item in wrong.items()]
     if problems:
         raise ConfigError(problems)
 

@@ -10,42 +10,33 @@ is committed to disk, and with 75 when a signal (SIGTERM, SIGINT, SIGUSR1) made 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
+import math
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmtrain import __version__
-from llmtrain.config.load import load_run
 from llmtrain.config.secrets import redact
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
-from llmtrain.errors import CheckpointError, EngineError, LlmtrainError, StopRequested
-from llmtrain.plan.compute import flops_per_token, peak_flops
-from llmtrain.plan.model_shape import shape_of
-from llmtrain.plan.plan import Plan, make_plan
-from llmtrain.plan.prepared import PreparedRun, prepare
+from llmtrain.errors import EngineError, LlmtrainError, StopRequested
+from llmtrain.health import Fault, Health, PoisonedError
+from llmtrain.job import Job, check_agreement, find_checkpoint, open_job
+from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
-from llmtrain.report.run_folder import RunFolder, resolved_yaml
-from llmtrain.report.run_log import RunLog, Speed
+from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
-from llmtrain.report.tensorboard import check_installed
 
 if TYPE_CHECKING:
-    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe, Saver
+    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
     from llmtrain.engine.seam import Comm, Engine
 
-MOST_SKIPS = 20  # steps in a row that were not finite: the run is lost, not unlucky
 RESUME = ("auto", "must", "never")
 log = logging.getLogger("llmtrain")
 
@@ -58,59 +49,62 @@ def train(
     run_log: RunLog,
     saver: Saver,
     stop: StopSignal,
+    health: Health,
     start: int = 0,
 ) -> None:
     """Runs the steps `start … plan.schedule.steps`; the last step, and the one a stop follows, are committed.
 
-    Raises StopRequested after a save when any rank was asked to stop, EngineError when no step is finite or
-    a save that matters is lost.
+    Raises StopRequested after a save when any rank was asked to stop, EngineError when going back to a
+    checkpoint does not help or a save that matters is lost.
     """
     steps, run = plan.schedule.steps, plan.run
-    skips = SkipCount(start - int(engine.scalars()["updates"]))
     if start == 0 and evaluation is not None:
         run_log.evaluated(0, engine.evaluate(evaluation))
-    for step in range(start, steps):
-        began = time.perf_counter()
-        lr = plan.schedule.lr(step - skips.total)  # a skipped step does not advance the schedule
-        result = engine.train_step(batches.at(step), lr, step)
+    step, owed = start, False
+    while step < steps:
+        done, began = step + 1, time.perf_counter()
+        lr = plan.schedule.lr(
+            int(engine.scalars()["updates"])
+        )  # a step without an update does not advance it
+        result = fault = None
+        if not health.passes_over(done):
+            compare = _due(done, run.health.checksum_every)
+            result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
         seconds = time.perf_counter() - began
         votes: list[Any] = engine.comm.gather([stop.requested, engine.memory_bytes(), saver.state()])
         stopping, memory = any(asked for asked, _, _ in votes), max(held for _, held, _ in votes)
-        done = step + 1
-        run_log.step(done, result, lr, seconds, memory)
+        if result is None:
+            run_log.passed_over(done)
+        else:
+            run_log.step(done, result, lr, seconds, memory, health.is_spike(result))
+            fault = health.take(done, result)
         saver.settle([state for _, _, state in votes])
-        skips.count(done, result.skipped, run_log)
         last = done == steps
-        if evaluation is not None and (last or _due(done, run.eval.every)):
+        owed = owed or _due(done, run.checkpoint.every)
+        if fault is None and evaluation is not None and (last or _due(done, run.eval.every)):
             run_log.evaluated(done, engine.evaluate(evaluation))
-        if last or stopping or _due(done, run.checkpoint.every):
-            saver.save(done, run_log.tokens, wait=last or stopping)
+        if fault is None and (last or stopping or (owed and result is not None and not health.doubtful)):
+            fault, owed = _save(saver, run_log, done, wait=last or stopping), False
+        if fault is not None:
+            step, owed = health.go_back(fault, run_log, saver, engine.comm), False
+            continue
         if stopping and not last:
             raise StopRequested(f"stopped on request after step {done} of {steps}; the same command goes on")
+        step = done
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-class SkipCount:
-    """Counts the steps that were not finite, and ends a run in which they do not end."""
-
-    def __init__(self, total: int):
-        self.total = total
-        self.in_a_row = 0
-
-    def count(self, step: int, skipped: bool, run_log: RunLog) -> None:
-        """Takes in one step. Raises EngineError naming what to go back to."""
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
-        self.total += skipped
-        if self.in_a_row >= MOST_SKIPS:
-            raise EngineError(
-                f"{MOST_SKIPS} steps in a row, up to step {step}, had a loss or gradient that is not finite, "
-                f"or no token to train on; no weight was touched by them. "
-                f"Last good checkpoint: {run_log.last_saved or 'none'}. "
-                "A lower optimizer.lr, a longer schedule.warmup or other data may help"
-            )
+def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:
+    """Saves; if the weights turn out to be poisoned, nothing is written and the run must go back."""
+    run_log.sync()
+    try:
+        saver.save(step, run_log.tokens, wait)
+    except PoisonedError as error:
+        return Fault(step, step, str(error))
+    return None
 
 
 class StopSignal:
@@ -141,113 +135,6 @@ class StopSignal:
             os._exit(128 + number)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One rank's part of a run, all that is known before its engine is opened."""
-
-    plan: Plan
-    batches: Batches
-    evaluation: PackedRows | None
-    config: Any  # the transformers model's configuration
-    folder: RunFolder
-    world: World
-
-    @property
-    def probe_rows(self) -> PackedRows:
-        """What the checkpoint's probe is taken of: held-out rows if there are any."""
-        return self.evaluation or self.batches.at(0)
-
-    def facts(self, step: int, tokens: int, probe: Probe | None = None) -> CheckpointFacts:
-        """What a checkpoint of this run says of it."""
-        from llmtrain.checkpoint import CheckpointFacts
-
-        plan, run, topology = self.plan, self.plan.run, self.plan.topology
-        sources = zip(self.batches.datasets, run.data.train, strict=True)
-        return CheckpointFacts(
-            step=step,
-            tokens=tokens,
-            topology={
-                "world": topology.world,
-                "pipeline": topology.pipeline,
-                "zero_stage": topology.zero_stage,
-                "precision": run.precision,
-            },
-            dataset=self.batches.fingerprint,
-            config=self.config.to_dict(),
-            vocab_size=self.batches.vocab_size,
-            seq_len=run.data.seq_len,
-            rows=plan.batch.rows,
-            seed=run.seed,
-            run_yaml=resolved_yaml(run, {}),
-            tokenizer_folder=self.batches.tokenizer_folder,
-            optimizer=run.optimizer.type,
-            probe=probe,
-            data={
-                "datasets": [
-                    {"dataset": d.folder.name, "split": d.split, "tokens": d.tokens, "weight": source.weight}
-                    for d, source in sources
-                ]
-            },
-        )
-
-    def speed(self) -> Speed:
-        """Arithmetic per token and the device's peak, for TFLOP/s and MFU."""
-        shape = shape_of(self.config.get_text_config())
-        flops = None if shape is None else flops_per_token(shape, self.plan.run.data.seq_len)
-        return Speed(flops, peak_flops(device_name(self.plan.device), self.plan.run.precision))
-
-
-def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
-    """The job of this rank. Raises ConfigError or DataError; writes nothing."""
-    load_run(path, overrides)  # bad input is answered before torch costs its seconds
-    from llmtrain.engine import detect_device
-    from llmtrain.model.build import hf_config
-
-    device = detect_device()
-    prepared: PreparedRun = prepare(path, overrides, world.size, device)
-    plan, batches = prepared.plan, prepared.batches
-    check_installed(plan)
-    config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
-    if device == "cuda":
-        import torch
-
-        memory = torch.cuda.get_device_properties(world.local_rank % torch.cuda.device_count()).total_memory
-        shape = shape_of(config.get_text_config())
-        plan = make_plan(prepared.loaded, world.size, device, device_memory=memory, shape=shape)
-    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world)
-
-
-def check_agreement(comm: Comm, job: Job) -> None:
-    """Raises EngineError on every rank, naming those whose run is not rank 0's."""
-    content = [job.plan.run.model_dump(mode="json"), job.plan.deepspeed, job.batches.fingerprint, __version__]
-    digests = comm.gather(hashlib.sha256(json.dumps(content).encode()).hexdigest())
-    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-    if others:
-        raise EngineError(
-            f"rank {', '.join(others)} was started with another run than rank 0 (file, overrides, dataset or "
-            "version of llmtrain differ): start every rank with the same command on the same files"
-        )
-
-
-def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
-    """Where the run goes on from, and what it does not go on from, and why.
-
-    Raises CheckpointError when `resume` (must, never) does not allow it.
-    """
-    from llmtrain.checkpoint import newest, passed_over
-
-    rejected: list[tuple[Path, str]] = []
-    found = newest(folder.path, lambda path, why: rejected.append((path, why)), comm)
-    if resume == "must" and found is None:
-        raise CheckpointError(f"--resume must: {folder.path} has no checkpoint to go on from")
-    if resume == "never" and found is not None:
-        raise CheckpointError(
-            f"--resume never: {folder.path} already holds step {found.step}; give another output_dir, "
-            "or remove that folder to start over"
-        )
-    return found, [passed_over(path, why, found) for path, why in rejected]
-
-
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopSignal) -> None:
     """One rank's part of a run, from its file to its last checkpoint."""
     job = open_job(path, overrides, world)
@@ -260,14 +147,21 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         found.check_matches(job.facts(0, 0))
     job.folder.log_to_file(comm.rank)
     warn(warnings, comm.rank)
-    run_log = open_log(job, comm.rank == 0, found)
+    run_log, cause = open_log(job, comm.rank == 0, found), ""
     try:
         if found is not None and found.step >= job.plan.schedule.steps:
             run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
         else:
             work(job, comm, run_log, found, stop)
+            cause = "finished"
+    except StopRequested:
+        cause = "stopped on request"
+        raise
+    except Exception as error:
+        cause = redact(f"error: {error}" if isinstance(error, LlmtrainError) else f"error: {error!r}")
+        raise
     finally:
-        run_log.close()
+        run_log.close(cause)
 
 
 def warn(warnings: Sequence[str], rank: int) -> None:
@@ -285,7 +179,22 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
     known = text_bytes(job.evaluation, job.batches.tokenizer_folder) if job.evaluation and writes else None
     if writes:
         job.folder.write(plan)
-    run_log = RunLog(plan, job.folder, step, tokens, speed=job.speed(), eval_bytes=known, writes=writes)
+    about = {
+        "topology": dict(job.topology),
+        "launcher": job.world.launcher,
+        "device": device_name(plan.device),
+        "versions": versions(),
+    }
+    run_log = RunLog(
+        plan,
+        job.folder,
+        step,
+        tokens,
+        speed=job.speed(),
+        eval_bytes=known,
+        writes=writes,
+        about=about if step < plan.schedule.steps else None,
+    )
     run_log.last_saved = found.path if found else None
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
     split = f"micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks"
@@ -312,21 +221,37 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
     if comm.rank == 0:
         job.folder.write_environment(versions(), device_name(plan.device), engine.kernels, job.world)
     log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in engine.kernels.items()))
-    if found is not None:
-        with found.reader() as reader:
-            engine.load(reader, found.scalars)
+
+    def load(saved: Checkpoint) -> None:
+        with saved.reader() as reader:
+            engine.load(reader, saved.scalars)
 
     def facts(step: int, tokens: int) -> CheckpointFacts:
-        return job.facts(step, tokens, checkpoint.take_probe(engine, job.probe_rows))
+        probe = checkpoint.take_probe(engine, job.probe_rows)
+        if not math.isfinite(probe.loss):
+            raise PoisonedError(
+                f"after step {step} the model's loss is {probe.loss}: its weights are not finite"
+            )
+        return job.facts(step, tokens, probe)
 
+    def find() -> Checkpoint | None:
+        return checkpoint.newest(job.folder.path, comm=comm)
+
+    if found is not None:
+        load(found)
+    start = found.step if found else 0
     rules = plan.run.checkpoint
     strict = rules.on_failure == "stop"
     saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, run_log.save_ended, strict)
+    history: Any = comm.broadcast(run_log.history())
+    health = Health(plan.run.health, history, find, load)
     try:
-        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, found.step if found else 0)
+        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, health, start)
     except StopRequested:
         engine.close()  # all ranks agreed on it, so all are here
         raise
+    except EngineError as error:
+        raise EngineError(f"{error}. Last good checkpoint: {run_log.last_saved or 'none'}") from error
     engine.close()
 
 

@@ -177,6 +177,19 @@ class EvalSection(Section):
     rows: int = Field(default=64, ge=1)
 
 
+class HealthSection(Section):
+    """When the run goes back to its last good checkpoint and passes over the steps to blame.
+
+    `skips`: so many steps in a row without an update. `on_spike`: what a loss far above those of the last 128
+    steps does (skip: that step touches no weight). `checksum_every`: compare the weights that several ranks
+    hold, and stop when one differs (0: never).
+    """
+
+    skips: int = Field(default=20, ge=1)
+    on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
+    checksum_every: int = Field(default=100, ge=0)
+
+
 class LogSection(Section):
     """What is logged besides metrics.jsonl, which always is."""
 
@@ -202,6 +215,7 @@ class RunConfig(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     checkpoint: CheckpointSection = CheckpointSection()
     eval: EvalSection = EvalSection()
+    health: HealthSection = HealthSection()
     log: LogSection = LogSection()
 
     @property

@@ -56,7 +56,7 @@ class Pace:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Takes in one step's record."""
-        trained = record["tokens"] - self.tokens if self.tokens else 0
+        trained = max(0, record["tokens"] - self.tokens) if self.tokens else 0  # a run may go back
         self.tokens = record["tokens"]
         if record["step"] > self.warm_after:
             self.recent.append((record["step_s"], trained))
@@ -101,7 +101,8 @@ def _shown(record: Mapping[str, Any], pace: Pace) -> dict[str, str]:
     if mfu:
         shown["MFU"] = f"{mfu:.1%}"
     if record["skipped"]:
-        shown["skipped"] = "not finite, weights untouched"
+        why = "a spike" if record.get("spike") else "not finite"
+        shown["skipped"] = f"{why}, weights untouched"
     return shown
 
 

@@ -5,6 +5,7 @@ runs/NAME/
 ├── ds_config.json    what DeepSpeed was given
 ├── environment.json  versions, device, kernels
 ├── metrics.jsonl     see report/metrics.py
+├── ledger.json       starts, how each ended, rollbacks: see report/ledger.py
 ├── logs/rank-N.log   what each rank said
 ├── checkpoints/      step-00000200/ …
 └── events/           TensorBoard, when asked for
@@ -47,6 +48,7 @@ class RunFolder:
         self.ds_config = self.path / "ds_config.json"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "ledger.json"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.plan.compute import mfu
+from llmtrain.report import ledger
+from llmtrain.report.account import account
 from llmtrain.report.metrics import MetricsFile
 from llmtrain.report.progress import Progress, Silent, open_progress
 from llmtrain.report.scores import Scores, scores
@@ -43,16 +46,41 @@ class RunLog:
         speed: Speed,
         eval_bytes: float | None,
         writes: bool,
+        about: Mapping[str, Any] | None = None,
     ):
-        """Opens the run's records for a run that has `start` steps and `tokens` trained tokens behind it."""
+        """Opens the run's records for a run that has `start` steps and `tokens` trained tokens behind it.
+
+        `about` is what the ledger says of this start besides: topology, versions, launcher; None: nothing.
+        """
         self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
         self.last_saved: Path | None = None
+        self.folder, self.writes = folder, writes
         steps, every = plan.schedule.steps, plan.run.log.every
-        self.metrics = MetricsFile(folder.metrics, start) if writes else None
-        self.events = Events(folder.events, start) if writes and plan.run.log.tensorboard else None
+        self.ledger = ledger.Ledger(folder.ledger) if writes else None
+        if self.ledger and about is not None:
+            self.ledger.start({"from_step": start, **about}, folder.metrics)
+        self._open(start)
         self.progress: Progress = open_progress(steps, start, every) if writes else Silent()
 
-    def step(self, step: int, result: StepResult, lr: float, seconds: float, memory_bytes: int) -> None:
+    def _open(self, start: int) -> None:
+        """metrics.jsonl and TensorBoard, without what they say of steps beyond `start`."""
+        self.metrics = MetricsFile(self.folder.metrics, start) if self.writes else None
+        wanted = self.writes and self.plan.run.log.tensorboard
+        self.events = Events(self.folder.events, start) if wanted else None
+
+    def history(self) -> dict[str, Any]:
+        """What the run folder says of the steps so far, for `llmtrain.health`; empty on other ranks."""
+        return ledger.history(self.folder.metrics, self.ledger.content) if self.ledger else {}
+
+    def step(
+        self,
+        step: int,
+        result: StepResult,
+        lr: float,
+        seconds: float,
+        memory_bytes: int,
+        spike: bool = False,
+    ) -> None:
         """Optimizer step `step` (the first is 1) is done."""
         self.tokens += result.tokens
         positions_per_s = self.plan.tokens_per_step / seconds
@@ -72,12 +100,31 @@ class RunLog:
         }
         if self.plan.run.precision == "fp16":
             record["loss_scale"] = result.loss_scale
+        if spike:
+            record["spike"] = True
+            log.warning("step %d: the loss is a spike: %.4f", step, result.loss)
         self._write(record)
         self.progress.step(record)
         if result.skipped:
             why = f"loss {result.loss}, grad norm {result.grad_norm}"
             why = why if result.tokens else "its rows have no token that is trained on"
             log.warning("step %d was skipped, no weight was touched: %s", step, why)
+
+    def passed_over(self, step: int) -> None:
+        """The rows of this step are not trained on, as the ledger says."""
+        self._write({"step": step, "tokens": self.tokens, "passed_over": True})
+        log.info("step %d is passed over", step)
+
+    def went_back(self, back: Mapping[str, Any], tokens: int) -> None:
+        """The run goes back, as the ledger's entry `back` says, to where `tokens` tokens had been trained."""
+        first, last = back["passed_over"]
+        where = f"going back to step {back['to_step']}, steps {first} to {last} are passed over from now on"
+        self.note(f"{back['why']}: {where}")
+        if self.ledger:
+            self.ledger.went_back(back, self.folder.metrics)
+        self._close_files()
+        self._open(back["to_step"])
+        self.tokens = tokens
 
     def evaluated(self, step: int, result: EvalResult) -> Scores:
         """The held-out rows were evaluated after `step` steps."""
@@ -112,10 +159,21 @@ class RunLog:
         if self.events:
             self.events.write(record)
 
-    def close(self) -> None:
-        """Closes files and lets go of the terminal."""
-        self.progress.close()
+    def sync(self) -> None:
+        """Makes what was told so far survive a power cut: before a checkpoint counts, its lines do."""
+        if self.metrics:
+            self.metrics.sync()
+
+    def _close_files(self) -> None:
         if self.metrics:
             self.metrics.close()
         if self.events:
             self.events.close()
+
+    def close(self, cause: str = "") -> None:
+        """Closes files and lets go of the terminal; `cause` is why the run ends, for the ledger."""
+        self._close_files()
+        if self.ledger and cause:
+            self.ledger.end(cause)
+            self.note(account(self.folder.path).line())
+        self.progress.close()

@@ -59,25 +59,28 @@ def poison_gradient(engine: Any, factor: float) -> Undo:
     return lambda: setattr(engine.stage, "loss", healthy)
 
 
-def _first_weight(engine: Any) -> torch.Tensor:
-    """What this rank computes with of its largest weight (its own shard under ZeRO-3)."""
-    weights = [getattr(weight, "ds_tensor", weight) for weight in engine.stage.parameters()]
-    return max(weights, key=lambda weight: weight.numel()).detach().view(-1)
+def _weight(engine: Any) -> list[torch.Tensor]:
+    """A weight that every step reads, as this rank has it: whole, and under ZeRO-3 its own shard too."""
+    named = engine.stage.named_parameters()
+    weight = max(
+        (w for name, w in named if "embed" not in name), key=lambda w: getattr(w, "ds_numel", w.numel())
+    )
+    held = [weight, getattr(weight, "ds_tensor", weight)]
+    return [tensor.detach().view(-1) for tensor in held if tensor.numel()]
 
 
 def poison_weight(engine: Any, value: float) -> Undo:
     """Puts a value into one weight of this rank, where the forward pass reads it; nothing undoes it."""
-    with torch.no_grad():
-        _first_weight(engine)[5] = value
+    for weight in _weight(engine):
+        weight[5] = value
     return lambda: None
 
 
 def flip_bit(engine: Any, bit: int = 3) -> Undo:
     """Flips one bit of one weight of this rank, low enough to be noticed by nobody."""
-    weight = _first_weight(engine)
+    weight = _weight(engine)[0]
     whole = {2: torch.int16, 4: torch.int32}[weight.element_size()]
-    with torch.no_grad():
-        weight[7:8].view(whole).bitwise_xor_(1 << bit)
+    weight[7:8].view(whole).bitwise_xor_(1 << bit)
     return lambda: None
 
 

@@ -83,22 +83,34 @@ class AloneComm:
 
 @dataclass
 class ScriptedEngine:
-    """An engine that trains nothing and remembers what it was asked; `skips` are steps to be skipped."""
+    """An engine that trains nothing and remembers what it was asked.
+
+    `skips` are steps that are skipped the first time they come up, `bad_rows` every time; `losses` are those
+    that are not 2.0.
+    """
 
     skips: frozenset[int] = frozenset()
+    bad_rows: frozenset[int] = frozenset()
+    losses: dict[int, float] = field(default_factory=dict)
     updates: int = 0
     step: int = 0
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    limits: list[tuple[int, float]] = field(default_factory=list)
+    compared: list[int] = field(default_factory=list)
     comm: AloneComm = field(default_factory=AloneComm)
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
     ) -> StepResult:
-        skipped = self.step in self.skips
+        loss = self.losses.get(step, 2.0)
+        withheld = loss > most_loss
+        skipped = self.step in self.skips or step in self.bad_rows or withheld
         self.calls.append(("step", rows, lr))
+        self.limits.append((step, most_loss))
+        self.compared += [step] if compare else []
         self.step += 1
         self.updates += not skipped
-        return StepResult(2.0, float("inf") if skipped else 1.0, skipped, 10, 1.0)
+        return StepResult(loss, float("inf") if skipped else 1.0, skipped, 10, 1.0, withheld)
 
     def evaluate(self, rows: Rows) -> EvalResult:
         self.calls.append(("eval", rows))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from small_runs import AloneComm, ScriptedEngine, write_run
 from llmtrain.checkpoint.background import SaveEnd
 from llmtrain.config.load import load_run
 from llmtrain.errors import EngineError, StopRequested
+from llmtrain.health import MOST_ROLLBACKS, Health, PoisonedError
 from llmtrain.plan.plan import Plan, make_plan
+from llmtrain.report.ledger import read_ledger
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.run_folder import RunFolder
 from llmtrain.report.run_log import RunLog, Speed
-from llmtrain.train import MOST_SKIPS, StopSignal, train
+from llmtrain.train import StopSignal, train
 
 
 class NumberedBatches:
@@ -30,10 +34,13 @@ class NumberedBatches:
 class ScriptedSaver:
     """A save ends with the exchange after the next step; `waited`: the steps that were waited for."""
 
-    def __init__(self, calls: list[tuple[Any, ...]], log: RunLog):
-        self.calls, self.log = calls, log
+    def __init__(self, engine: ScriptedEngine, log: RunLog):
+        self.engine, self.calls, self.log = engine, engine.calls, log
+        self.updates: dict[int, int] = {}
         self.waited: list[int] = []
         self.under_way: SaveEnd | None = None
+        self.saved: list[SaveEnd] = []
+        self.poisoned: set[int] = set()  # steps after which the weights are found not to be finite
 
     def state(self) -> object:
         return None if self.under_way is None else "done"
@@ -42,10 +49,25 @@ class ScriptedSaver:
         assert states[0] == self.state(), "the exchange carries what every rank said"
         if self.under_way is not None:
             self.log.save_ended(self.under_way)
+            self.saved.append(self.under_way)
             self.under_way = None
 
+    def finish(self) -> None:
+        self.settle([self.state()])
+
+    def newest(self) -> Any:
+        last = self.saved[-1] if self.saved else None
+        if last is None:
+            return None
+        manifest, scalars = SimpleNamespace(tokens=last.tokens), {"updates": self.updates[last.step]}
+        return SimpleNamespace(step=last.step, manifest=manifest, scalars=scalars)
+
     def save(self, step: int, tokens: int, wait: bool) -> None:
+        if step in self.poisoned:
+            self.poisoned.remove(step)
+            raise PoisonedError(f"after step {step} the weights are not finite")
         self.calls.append(("save", step, tokens))
+        self.updates[step] = self.engine.updates
         self.under_way = SaveEnd(step, tokens, Path(f"step-{step}"), "", 0.1, 0.2)
         if wait:
             self.waited.append(step)
@@ -61,17 +83,26 @@ class Scene:
         self.engine = ScriptedEngine()
         self.stop = StopSignal()
         self.evaluation: Any = "held out"
+        self.poisoned: set[int] = set()
 
     def run(self, start: int = 0, tokens: int = 0) -> list[tuple[Any, ...]]:
         speed = Speed(None, None)
         log = RunLog(self.plan, self.folder, start, tokens, speed=speed, eval_bytes=15.0, writes=True)
-        engine, batches, saver = self.engine, NumberedBatches(), ScriptedSaver(self.engine.calls, log)
-        self.waited = saver.waited
+        engine, batches, saver = self.engine, NumberedBatches(), ScriptedSaver(self.engine, log)
+        self.waited, saver.poisoned = saver.waited, self.poisoned
+        health = Health(self.plan.run.health, log.history(), saver.newest, self._load)
         try:
-            train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, start)  # type: ignore[arg-type]
+            train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, health, start)  # type: ignore[arg-type]
         finally:
             log.close()
         return self.engine.calls
+
+    def _load(self, saved: Any) -> None:
+        self.engine.calls.append(("load", saved.step))
+        self.engine.step, self.engine.updates = saved.step, saved.scalars["updates"]
+
+    def records(self, kind: str) -> list[int]:
+        return [r["step"] for r in read_metrics(self.folder.metrics) if kind in r]
 
     def lr(self, step: int) -> float:
         return self.plan.schedule.lr(step)
@@ -161,17 +192,132 @@ def test_skips_before_a_resume_still_count_for_the_rate(tmp_path: Path) -> None:
     assert steps == [scene.lr(3), scene.lr(4)]
 
 
-def test_a_run_whose_steps_are_never_finite_is_ended(tmp_path: Path) -> None:
+SKIPS = 20  # in a row: health.skips as it is when nothing is said
+
+
+def test_steps_that_are_never_finite_are_passed_over_after_going_back(tmp_path: Path) -> None:
     scene = Scene(tmp_path, schedule={"steps": 60}, checkpoint={"every": 10}, eval={"rows": 5})
-    scene.engine.skips = frozenset(range(12, 60))
-    with pytest.raises(EngineError, match=rf"{MOST_SKIPS} steps in a row, up to step 32, .*: step-30"):
+    scene.engine.bad_rows = frozenset(range(12, 37))
+    calls = scene.run()
+    # steps 13 to 32 are skipped, then passed over with the run back at 10; five more are only skipped
+    assert [call for call in calls if call[0] == "load"] == [("load", 10)]
+    assert scene.records("passed_over") == list(range(13, 33))
+    every = [r["step"] for r in read_metrics(scene.folder.metrics) if "skipped" in r or "passed_over" in r]
+    assert every == list(range(1, 61)), "a step is missing, or there twice"
+    skipped = [r["step"] for r in read_metrics(scene.folder.metrics) if r.get("skipped")]
+    assert skipped == list(range(33, 38))
+    # no save is made of steps that moved nothing: the one that is due at 20 comes after the next that did
+    assert [call[1] for call in calls if call[0] == "save"] == [10, 38, 40, 50, 60]
+    assert [record["tokens"] for record in read_metrics(scene.folder.metrics)][-1] == (60 - 20) * 10
+    (back,) = read_ledger(scene.folder.ledger)["rollbacks"]
+    assert (back["from_step"], back["to_step"], back["passed_over"]) == (32, 10, [13, 32])
+    assert back["lost_steps"] == 22 and "20 steps in a row, 13 to 32" in back["why"]
+
+
+def test_a_resume_passes_over_what_was_passed_over(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, schedule={"steps": 60}, checkpoint={"every": 10}, eval={"rows": 5})
+    scene.engine.bad_rows = frozenset(range(12, 33))
+    scene.run()
+    again = Scene(tmp_path, schedule={"steps": 60}, checkpoint={"every": 10}, eval={"rows": 5})
+    again.engine.updates = again.engine.step = 10
+    assert [call[1] for call in again.run(start=10, tokens=100) if call[0] == "step"][:4] == [10, 11, 32, 33]
+
+
+def test_going_back_without_help_ends_the_run(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, schedule={"steps": 200}, checkpoint={"every": 10}, eval={"rows": 5})
+    scene.engine.bad_rows = frozenset(range(12, 200))
+    expected = rf"20 steps in a row, .* went back to the weights of step 10 {MOST_ROLLBACKS} times and it did"
+    with pytest.raises(EngineError, match=expected):
+        scene.run()
+    assert [b["passed_over"] for b in read_ledger(scene.folder.ledger)["rollbacks"]] == [
+        [13, 32],
+        [11, 52],  # the second time, what led there is passed over too
+        [11, 72],
+    ]
+
+
+def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, schedule={"steps": 60}, health={"skips": 3})
+    scene.engine.bad_rows = frozenset(range(60))
+    with pytest.raises(EngineError, match="3 steps in a row, 1 to 3, .* no checkpoint yet to go back to"):
         scene.run()
 
 
 def test_skips_that_end_do_not_add_up(tmp_path: Path) -> None:
     scene = Scene(tmp_path, schedule={"steps": 60})
-    scene.engine.skips = frozenset(step for step in range(60) if step % MOST_SKIPS)
+    scene.engine.skips = frozenset(step for step in range(60) if step % SKIPS)
     assert scene.run()[-1][:2] == ("save", 60)
+
+
+def test_poisoned_weights_are_not_saved_but_gone_back_from(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, schedule={"steps": 9}, checkpoint={"every": 3}, eval={"rows": 5})
+    scene.poisoned = {6}
+    calls = [call[:2] for call in scene.run() if call[0] in ("save", "load")]
+    assert calls == [("save", 3), ("load", 3), ("save", 7), ("save", 9)]
+    assert scene.records("passed_over") == [6]
+
+
+def spiky(folder: Path, on_spike: str) -> Scene:
+    scene = Scene(
+        folder,
+        schedule={"steps": 60},
+        checkpoint={"every": 10},
+        eval={"rows": 5},
+        health={"on_spike": on_spike},
+    )
+    scene.engine.losses = {44: 9.0}  # all others are 2.0
+    return scene
+
+
+def test_a_spike_is_reported_and_nothing_else(tmp_path: Path) -> None:
+    scene = spiky(tmp_path, "report")
+    assert ("load", 40) not in scene.run()
+    assert scene.records("spike") == [45]
+
+
+def test_a_spike_can_be_withheld_from_the_weights(tmp_path: Path) -> None:
+    scene = spiky(tmp_path, "skip")
+    scene.run()
+    spike = next(r for r in read_metrics(scene.folder.metrics) if "spike" in r)
+    assert spike["step"] == 45 and spike["skipped"] and spike["loss"] == 9.0
+    limits = [limit for _, limit in scene.engine.limits]
+    assert limits[:32] == [math.inf] * 32 and limits[32] == pytest.approx(2.2)
+    assert limits[45] == pytest.approx(2.2), "the spike itself must not raise the limit"
+
+
+def test_a_spike_can_be_gone_back_from(tmp_path: Path) -> None:
+    scene = spiky(tmp_path, "rollback")
+    assert ("load", 40) in scene.run()
+    assert scene.records("passed_over") == [45] and scene.records("spike") == []
+
+
+def test_a_spike_can_stop_the_run(tmp_path: Path) -> None:
+    scene = spiky(tmp_path, "stop")
+    with pytest.raises(
+        EngineError, match=r"loss of step 45 is a spike: 9.0000, above 2.2000 \(health.on_spike"
+    ):
+        scene.run()
+
+
+def test_a_resume_next_to_a_spike_judges_as_the_undisturbed_run(tmp_path: Path) -> None:
+    scene = spiky(tmp_path, "skip")
+    scene.run()
+    again = Scene(
+        tmp_path,
+        schedule={"steps": 60},
+        checkpoint={"every": 10},
+        eval={"rows": 5},
+        health={"on_spike": "skip"},
+    )
+    again.engine.losses, again.engine.step, again.engine.updates = {44: 9.0}, 40, 40
+    again.run(start=40, tokens=400)
+    assert again.engine.limits == scene.engine.limits[40:]
+
+
+def test_replicas_are_compared_when_it_is_due(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, health={"checksum_every": 4})
+    scene.run()
+    assert scene.engine.compared == [3]  # step 4, counted from 0
 
 
 def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""One rank's part of a run, before its engine is opened: what it trains on, with whom, and from where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.config.load import load_run
+from llmtrain.config.world import World
+from llmtrain.data.batches import Batches
+from llmtrain.data.packed import PackedRows
+from llmtrain.errors import CheckpointError, EngineError
+from llmtrain.plan.compute import flops_per_token, peak_flops
+from llmtrain.plan.model_shape import shape_of
+from llmtrain.plan.plan import Plan, make_plan
+from llmtrain.plan.prepared import PreparedRun, prepare
+from llmtrain.report.environment import device_name, versions
+from llmtrain.report.run_folder import RunFolder, resolved_yaml
+from llmtrain.report.run_log import Speed
+from llmtrain.report.tensorboard import check_installed
+
+if TYPE_CHECKING:
+    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe
+    from llmtrain.engine.seam import Comm
+
+# Variables that change what the kernels compute.
+NUMERIC_ENVIRONMENT = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank's part of a run, all that is known before its engine is opened."""
+
+    plan: Plan
+    batches: Batches
+    evaluation: PackedRows | None
+    config: Any  # the transformers model's configuration
+    folder: RunFolder
+    world: World
+
+    @property
+    def probe_rows(self) -> PackedRows:
+        """What the checkpoint's probe is taken of: held-out rows if there are any."""
+        return self.evaluation or self.batches.at(0)
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """What a checkpoint and the ledger say of where the run ran."""
+        topology = self.plan.topology
+        return {
+            "world": topology.world,
+            "pipeline": topology.pipeline,
+            "zero_stage": topology.zero_stage,
+            "precision": self.plan.run.precision,
+        }
+
+    def facts(self, step: int, tokens: int, probe: Probe | None = None) -> CheckpointFacts:
+        """What a checkpoint of this run says of it."""
+        from llmtrain.checkpoint import CheckpointFacts
+
+        plan, run = self.plan, self.plan.run
+        sources = zip(self.batches.datasets, run.data.train, strict=True)
+        return CheckpointFacts(
+            step=step,
+            tokens=tokens,
+            topology=self.topology,
+            dataset=self.batches.fingerprint,
+            config=self.config.to_dict(),
+            vocab_size=self.batches.vocab_size,
+            seq_len=run.data.seq_len,
+            rows=plan.batch.rows,
+            seed=run.seed,
+            run_yaml=resolved_yaml(run, {}),
+            tokenizer_folder=self.batches.tokenizer_folder,
+            optimizer=run.optimizer.type,
+            probe=probe,
+            data={
+                "datasets": [
+                    {"dataset": d.folder.name, "split": d.split, "tokens": d.tokens, "weight": source.weight}
+                    for d, source in sources
+                ]
+            },
+        )
+
+    def speed(self) -> Speed:
+        """Arithmetic per token and the device's peak, for TFLOP/s and MFU."""
+        shape = shape_of(self.config.get_text_config())
+        flops = None if shape is None else flops_per_token(shape, self.plan.run.data.seq_len)
+        return Speed(flops, peak_flops(device_name(self.plan.device), self.plan.run.precision))
+
+
+def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
+    """The job of this rank. Raises ConfigError or DataError; writes nothing."""
+    load_run(path, overrides)  # bad input is answered before torch costs its seconds
+    from llmtrain.engine import detect_device
+    from llmtrain.model.build import hf_config
+
+    device = detect_device()
+    prepared: PreparedRun = prepare(path, overrides, world.size, device)
+    plan, batches = prepared.plan, prepared.batches
+    check_installed(plan)
+    config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
+    if device == "cuda":
+        import torch
+
+        memory = torch.cuda.get_device_properties(world.local_rank % torch.cuda.device_count()).total_memory
+        shape = shape_of(config.get_text_config())
+        plan = make_plan(prepared.loaded, world.size, device, device_memory=memory, shape=shape)
+    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world)
+
+
+def check_agreement(comm: Comm, job: Job) -> None:
+    """Raises EngineError on every rank, naming the ranks whose run is not rank 0's, and what differs."""
+    parts = {
+        "run file or overrides": job.plan.run.model_dump(mode="json"),
+        "DeepSpeed settings": job.plan.deepspeed,
+        "dataset": job.batches.fingerprint,
+        "run folder": str(job.folder.path.absolute()),
+        "versions": versions(),
+        "environment": {name: os.environ.get(name) for name in NUMERIC_ENVIRONMENT},
+    }
+    digests = {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+    told: list[Any] = comm.gather(digests)
+    others = [str(rank) for rank, digest in enumerate(told) if digest != told[0]]
+    if others:
+        what = [name for name in parts if len({digest[name] for digest in told}) > 1]
+        raise EngineError(
+            f"rank {', '.join(others)} was started with another run than rank 0: {', '.join(what)} "
+            f"differ{'' if len(what) > 1 else 's'}; start every rank with the same command on the same files"
+        )
+
+
+def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
+    """Where the run goes on from, and what it does not go on from, and why.
+
+    Raises CheckpointError when `resume` (must, never) does not allow it.
+    """
+    from llmtrain.checkpoint import newest, passed_over
+
+    rejected: list[tuple[Path, str]] = []
+    found = newest(folder.path, lambda path, why: rejected.append((path, why)), comm)
+    if resume == "must" and found is None:
+        raise CheckpointError(f"--resume must: {folder.path} has no checkpoint to go on from")
+    if resume == "never" and found is not None:
+        raise CheckpointError(
+            f"--resume never: {folder.path} already holds step {found.step}; give another output_dir, "
+            "or remove that folder to start over"
+        )
+    return found, [passed_over(path, why, found) for path, why in rejected]

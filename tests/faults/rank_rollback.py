@@ -1,0 +1,125 @@
+"""Rank side of test_rollback: the real loop, saver and engine around injected faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rank_poison
+from rank_checkpoints import _facts
+from rank_programs import RandomRows
+from rank_resume import open_seeded, state_digest
+
+from llmtrain.checkpoint import Saver, newest
+from llmtrain.config.world import World
+from llmtrain.errors import EngineError, StopRequested
+from llmtrain.health import Health
+from llmtrain.report.metrics import read_metrics
+from llmtrain.report.run_folder import RunFolder
+from llmtrain.report.run_log import RunLog, Speed
+from llmtrain.train import StopSignal, train
+
+STEPS = 16
+
+
+class Watched:
+    """Random rows for each step; `before[step]` is called, once, when they are asked for."""
+
+    def __init__(self, before: dict[int, Callable[[], object]]):
+        self._before = dict(before)
+
+    def at(self, step: int) -> Any:
+        self._before.pop(step, lambda: None)()
+        return RandomRows(5, step)
+
+
+class Loop:
+    """One run in `folder` on an engine of its own; a second one in the same folder resumes it."""
+
+    def __init__(self, world: World, folder: Path, comm: Any = None, **sections: Any):
+        self.world, self.stop, self.folder = world, StopSignal(), RunFolder(folder)
+        self.plan, self.engine = open_seeded(world, "llama", comm, **sections)
+        self.plan = _shortened(self.plan)
+        self.comm = self.engine.comm
+
+    def run(self, before: dict[int, Callable[[], object]], history: dict[str, Any] | None = None) -> str:
+        """How it ended. `before` injects, by step counted from 0; `history` replaces the run folder's."""
+        engine, plan, folder = self.engine, self.plan, self.folder
+
+        def load(saved: Any) -> None:
+            with saved.reader() as reader:
+                engine.load(reader, saved.scalars)
+
+        found = newest(folder.path, comm=self.comm)
+        start, tokens = (found.step, found.manifest.tokens) if found else (0, 0)
+        if found:
+            load(found)
+        about = {"topology": {}} if self.world.rank == 0 else None
+        writes, speed = self.world.rank == 0, Speed(None, None)
+        log = RunLog(plan, folder, start, tokens, speed=speed, eval_bytes=None, writes=writes, about=about)
+        saver = Saver(engine, folder.path, 3, self._facts, log.save_ended)
+        known: Any = history or self.comm.broadcast(log.history())
+        health = Health(plan.run.health, known, lambda: newest(folder.path, comm=self.comm), load)
+        cause = "finished"
+        try:
+            train(plan, engine, Watched(before), None, log, saver, self.stop, health, start)  # type: ignore[arg-type]
+        except (StopRequested, EngineError) as error:
+            cause = str(error)
+        log.close(cause)
+        return cause
+
+    def _facts(self, step: int, tokens: int) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(_facts(self.plan, self.engine, step, "llama"), tokens=tokens)
+
+    def told(self) -> dict[str, Any]:
+        """Each step's loss, or null where it was passed over, and what this rank holds in the end."""
+        records = [r for r in read_metrics(self.folder.metrics) if "skipped" in r or "passed_over" in r]
+        steps = [[r["step"], r.get("loss"), r["tokens"]] for r in records]
+        return {"steps": steps, "state": state_digest(self.engine)}
+
+
+def _shortened(plan: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, steps=STEPS))
+
+
+def healed(world: World, **sections: Any) -> dict[str, Any]:
+    """NaN in one weight of one rank, three skipped steps, back to a checkpoint, a stop, a resume.
+
+    Beside it a run that never was disturbed and passes over the same steps: it must end the same.
+    """
+    sections |= {"checkpoint": {"every": 4}, "health": {"skips": 3, "checksum_every": 5}}
+    first = Loop(world, Path("unused"), **sections)
+    folder = Path(str(first.comm.broadcast(tempfile.mkdtemp(prefix="rollback-"))))
+    first.folder = RunFolder(folder / "a")
+    guilty = rank_poison.guilty(world, first.plan)
+
+    def poison() -> None:
+        if guilty:
+            rank_poison.poison_weight(first.engine, float("nan"))
+
+    def ask_to_stop() -> None:
+        first.stop.requested = world.rank == world.size - 1
+
+    ended = [first.run({6: poison, 10: ask_to_stop})]
+    resumed = Loop(world, folder / "a", first.comm, seed=4321, **sections)
+    ended.append(resumed.run({}))
+    straight = Loop(world, folder / "b", first.comm, **sections)
+    known = {"losses": [], "skipped": 0, "passed_over": [[7, 9]], "went_back_to": []}
+    ended.append(straight.run({}, known))
+    first.comm.barrier()
+    answer = {"ended": ended, "disturbed": resumed.told(), "straight": straight.told()}
+    if world.rank == 0:
+        answer["ledger"] = json.loads((folder / "a" / "ledger.json").read_text())
+    first.comm.barrier()
+    if world.rank == 0:
+        shutil.rmtree(folder)
+    first.engine.close()
+    return answer

@@ -1,0 +1,39 @@
+"""A damaged weight is healed by going back, and what follows is the run that never was damaged (R14)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+CELLS = [
+    (2, 1, "zero1", "bf16"),
+    (2, 1, "zero3", "bf16"),
+    (2, 2, "pipeline", "bf16"),
+]
+
+
+@pytest.mark.parametrize(("ranks", "pipeline", "template", "precision"), CELLS)
+def test_a_damaged_weight_is_healed_by_going_back(
+    worlds: Any, ranks: int, pipeline: int, template: str, precision: str
+) -> None:
+    results = worlds.run(
+        "faults/rank_rollback.py:healed",
+        ranks,
+        deepspeed=template,
+        precision=precision,
+        parallel={"pipeline": pipeline},
+    )
+    for result in results:
+        stopped, *finished = result["ended"]
+        assert stopped.startswith("stopped on request after step 11 of 16") and finished == ["finished"] * 2
+        assert result["disturbed"] == result["straight"]
+    steps = results[0]["disturbed"]["steps"]
+    assert [step for step, _, _ in steps] == list(range(1, 17)), "a step is missing, or there twice"
+    assert [step for step, loss, _ in steps if loss is None] == [7, 8, 9]
+    ledger = results[0]["ledger"]
+    (back,) = ledger["rollbacks"]
+    assert (back["from_step"], back["to_step"], back["lost_steps"]) == (9, 4, 5)
+    causes = [start["ended"]["cause"] for start in ledger["starts"]]
+    assert causes[0].startswith("stopped on request") and causes[1] == "finished"
+    assert [start["from_step"] for start in ledger["starts"]] == [0, 11]
