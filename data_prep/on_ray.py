@@ -29,6 +29,7 @@ class RayTasks:
         self.folder = folder
         self.started = not ray.is_initialized()
         if self.started:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
             ray.init(log_to_driver=False, include_dashboard=False)
         self.most = int(ray.cluster_resources().get("CPU", 1))
         self.take = ray.remote(num_cpus=1)(_take)

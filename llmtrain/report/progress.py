@@ -234,7 +234,7 @@ class PlainByteProgress:
         if total and rate:
             facts.append(f"{duration((total - done) / rate)} left")
         if dropped:
-            facts.append(f"{dropped:,} documents left out")
+            facts.append(f"{dropped:,} left out")
         print(" · ".join(facts), file=self.stream, flush=True)
 
     def close(self) -> None:

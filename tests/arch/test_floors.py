@@ -18,6 +18,7 @@ DOORS = {
     "deepspeed": ("llmtrain.engine",),
     "torch.distributed": ("llmtrain.engine",),
     "datasets": ("data_prep.sources",),
+    "ray": ("data_prep.on_ray",),
     "liger_kernel": ("llmtrain.model",),
     "triton": ("llmtrain.model",),
     "accelerate": ("llmtrain.config",),

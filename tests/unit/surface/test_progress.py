@@ -3,7 +3,14 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from llmtrain.report.progress import LiveProgress, Pace, PlainProgress, duration, open_progress
+from llmtrain.report.progress import (
+    LiveProgress,
+    Pace,
+    PlainProgress,
+    duration,
+    open_byte_progress,
+    open_progress,
+)
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:
@@ -69,3 +76,23 @@ def test_time_left_ignores_the_first_step_which_warms_up() -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+
+
+def test_work_in_bytes_tells_rate_time_left_and_drops_in_a_line_now_and_then(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("llmtrain.report.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    shown = open_byte_progress(out)
+    for second in range(100):
+        now[0] = 100.0 + second
+        shown.tell("tokenizing", second * 2_000_000, 400_000_000, second // 20)
+    assert out.getvalue().splitlines() == [
+        "tokenizing: 60.0 of 400.0 MB · 2.00 MB/s · 2:50 left · 1 left out",
+        "tokenizing: 120.0 of 400.0 MB · 2.00 MB/s · 2:20 left · 3 left out",
+        "tokenizing: 180.0 of 400.0 MB · 2.00 MB/s · 1:50 left · 4 left out",
+    ]
+    shown.tell("writing shards", 5, 0)
+    now[0] += 31
+    shown.tell("writing shards", 31_000_005, 0)
+    shown.close()
+    assert out.getvalue().splitlines()[-1] == "writing shards: 31.0 MB · 1.00 MB/s"
