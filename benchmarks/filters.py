@@ -1,10 +1,10 @@
 """How fast the steps of a corpus are, each alone and as FineWeb's chain, in MB/s of UTF-8 per core.
 
-    python benchmarks/filters.py [--text FILES …] [--megabytes 30] [--record]
+    python benchmarks/filters.py [--text FOLDER] [--megabytes 30] [--record]
 
-Files (`.txt`, `.md`, `.rst`, `.pod`, …; globs are for the shell) are cut at blank lines into pages of 1 to 8
-kB, a paragraph a line, as extracted web pages look. Without files the docstrings of the standard library
-are read. Every contestant gets fresh documents; times are CPU time of one process, the best of three rounds
+The text files in a folder (.txt, .md, .rst, .pod) are cut at blank lines into pages of 1 to 8 kB, a
+paragraph a line, as extracted web pages look. Without a folder the docstrings of the standard library are
+read. Every contestant gets fresh documents; times are CPU time of one process, the best of three rounds
 in turns, beside a bare `text.split()` of the same documents in the same round.
 """
 
@@ -51,6 +51,12 @@ def docstrings() -> Iterator[str]:
         kinds = ast.Module | ast.ClassDef | ast.FunctionDef
         said = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
         yield "\n\n".join(text for text in said if text)
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".txt", ".md", ".rst", ".pod"):
+            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def pages(texts: Iterable[str], most: float) -> list[str]:
@@ -100,12 +106,11 @@ def bare_split(texts: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--text", nargs="*", type=Path, default=[])
+    parser.add_argument("--text", type=Path, help="a folder of English text")
     parser.add_argument("--megabytes", type=float, default=30.0)
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results/")
     chosen = parser.parse_args()
-    read = (path.read_text(encoding="utf-8", errors="replace") for path in chosen.text)
-    texts = pages(read if chosen.text else docstrings(), chosen.megabytes * 1e6)
+    texts = pages(files_in(chosen.text) if chosen.text else docstrings(), chosen.megabytes * 1e6)
     size = sum(len(text.encode()) for text in texts) / 1e6
     contestants = {next(iter(step)): [step] for step in ALONE}
     contestants |= {
@@ -129,12 +134,9 @@ def main() -> None:
     goal = f"filters {GOAL_FILTERS:g} MB/s, with near-duplicates and personal data {GOAL_CHAIN:g} MB/s"
     met = filters >= GOAL_FILTERS and chain >= GOAL_CHAIN
     lines += ["", f"Goal ({goal}): {'met' if met else 'missed'}."]
-    publish(
-        "Steps",
-        "python " + " ".join(["benchmarks/filters.py", *sys.argv[1:]]),
-        "\n".join(lines),
-        chosen.record,
-    )
+    said = f" --text {chosen.text.name}" if chosen.text else ""
+    command = f"python benchmarks/filters.py{said} --megabytes {chosen.megabytes:g}"
+    publish("Steps", command, "\n".join(lines), chosen.record)
 
 
 if __name__ == "__main__":

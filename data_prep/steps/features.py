@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from functools import cached_property, lru_cache
-from itertools import repeat
 
 import numpy as np
 
@@ -26,6 +25,7 @@ _MARKS = (
 _ALONE = re.compile(f"[{_UNSPACED}][{_MARKS}]*")
 _WORD = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|[^\s{_UNSPACED}]+")
 _PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~0123456789“”‘’«»„…–—•"  # digits are no letters either
+_NO_LETTERS = bytes(point for point in range(128) if not chr(point).isalpha() and point != ord(" "))
 
 
 def split_words(text: str) -> list[str]:
@@ -57,9 +57,17 @@ class Features:
         return [part for part in map(str.strip, _BLANK_LINES.split(self.text)) if part]
 
     @cached_property
+    def joined(self) -> str:
+        """The words with one space between them."""
+        return " ".join(self.words)
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Characters of each word, int64."""
-        return np.fromiter(map(len, self.words), np.int64, len(self.words))
+        if not self.words:
+            return np.zeros(0, np.int64)
+        points = np.frombuffer(f"{self.joined} ".encode("utf-32-le", "surrogatepass"), np.uint32)
+        return np.diff(np.flatnonzero(points == ord(" ")), prepend=-1) - 1
 
     @cached_property
     def hashes(self) -> np.ndarray:
@@ -88,18 +96,16 @@ def features_of(text: str) -> Features:
     return Features(text)
 
 
-def lettered(words: list[str], share: float) -> bool:
-    """Whether at least this share of the words has a letter. Most words are nothing but letters."""
-    count = sum(map(str.isalpha, words))
-    if count / len(words) >= share:
-        return True
-    others = [word for word in words if not word.isalpha()]
-    stripped = list(map(str.strip, others, repeat(_PUNCTUATION)))
-    count += sum(map(str.isalpha, stripped))
-    if count / len(words) >= share:
-        return True
-    count += sum(any(map(str.isalpha, word)) for word in stripped if not word.isalpha())
-    return count / len(words) >= share
+def lettered(features: Features, share: float) -> bool:
+    """Whether at least this share of the words has a letter.
+
+    Most often the letters of ASCII settle it: without all else, words that have some are what is left.
+    """
+    words = features.words
+    count = len(features.joined.encode("ascii", "ignore").translate(None, _NO_LETTERS).split())
+    if count / len(words) >= share or features.joined.isascii():
+        return count / len(words) >= share
+    return sum(any(map(str.isalpha, word)) for word in words) / len(words) >= share
 
 
 def bare(word: str) -> str:

@@ -52,7 +52,7 @@ def rule_broken(text: str, language: str, settings: GopherQuality) -> str | None
     if count > settings.max_words:
         return "too many words"
     if features.spaced:
-        mean = sum(map(len, features.words)) / count
+        mean = (len(features.joined) - count + 1) / count
         if mean < settings.min_mean_word_length:
             return "words too short"
         if mean > settings.max_mean_word_length:
@@ -66,7 +66,7 @@ def rule_broken(text: str, language: str, settings: GopherQuality) -> str | None
         return "too many bullet lines"
     if sum(line.endswith(_ELLIPSES) for line in lines) / len(lines) > settings.max_ellipsis_lines:
         return "too many lines end in an ellipsis"
-    if not lettered(features.words, settings.min_alphabetic_words):
+    if not lettered(features, settings.min_alphabetic_words):
         return "too few words with a letter"
     if not _coherent(features.words, language, settings.min_stop_words):
         return "too few stop words"

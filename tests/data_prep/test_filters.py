@@ -324,6 +324,17 @@ def test_words_of_mixed_scripts() -> None:
     assert features.split_words("한국어 단어는 띄어 쓴다") == ["한국어", "단어는", "띄어", "쓴다"]
 
 
+def test_equal_words_have_equal_hashes_and_others_do_not() -> None:
+    words = [word for text in texts() for word in text.split()][::3]
+    words += ["ab", "ba", "a", "aa", "aaa", "x" * 70_000, "x" * 70_001, "é", "e\u0301", "字", "🙂"] * 2
+    made = features.Features(" \n".join(words))
+    assert made.words == words and made.lengths.tolist() == [len(word) for word in words]
+    by_word = dict(zip(words, made.hashes.tolist(), strict=True))
+    assert [by_word[word] for word in words] == made.hashes.tolist()
+    assert len(set(by_word.values())) == len(by_word) > 5000
+    assert features.Features(" \n").hashes.size == features.Features("").lengths.size == 0
+
+
 def test_every_list_of_stop_words_can_be_met() -> None:
     for language, words in STOP_WORDS.items():
         assert len(words) >= 8, language
