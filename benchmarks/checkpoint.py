@@ -54,11 +54,11 @@ class _ThreadComm:
 
 
 class _StateEngine:
-    """A share of tensors of 4 M elements with both moments, as a rank of ZeRO-1 holds them."""
+    """A share of tensors of up to 4 M elements with both moments, as a rank of ZeRO-1 holds them."""
 
     def __init__(self, comm: _ThreadComm, share_bytes: int):
         self.comm = comm
-        self.length = 4 << 20
+        self.length = min(4 << 20, share_bytes // (4 * len(KINDS)))
         count = max(1, share_bytes // (self.length * 4 * len(KINDS)))
         self.tensors = {
             (f"layers.{index}.weight", kind): torch.rand(self.length)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import checkpoint
 import pytest
 from contestants import IGNORED, RandomRows, Spec
 from presets import PRESETS
@@ -47,3 +51,24 @@ def test_curves_that_disagree_are_found() -> None:
     apart, name = worst_disagreement(rounds)
     assert name == "llmtrain:auto"
     assert apart == pytest.approx(0.1)
+
+
+def test_the_checkpoint_benchmark_times_every_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["checkpoint.py", "--folder", str(tmp_path), "--gigabytes", "0.002", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", options)
+    checkpoint.main()
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| (\w[^|]*) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE))
+    assert list(rows) == [
+        "raw write",
+        "save, waited for",
+        "save, behind the loop",
+        "stall of it",
+        "raw read",
+        "load, unverified",
+        "load, verified",
+    ]
+    assert "3 % of training when a step takes" in text and "of the state)" in text
+    assert not list(tmp_path.iterdir()), "it clears away what it wrote"
