@@ -17,6 +17,7 @@ from data_prep.steps.features import Features, features_of
 from data_prep.steps.judge import Filter, judging
 from data_prep.steps.step import Step
 
+CHARACTERS_PER_WORD = 2  # where a word of the text is a single character; about what dictionaries give
 _BASE = np.uint64(0xD6E8FEB86659FD93)  # odd: multiplying by it loses nothing
 
 
@@ -84,6 +85,7 @@ class _Grams:
         self.size = len(features.text)
         self.gap = int(features.spaced)  # what stands between the words of an n-gram
         np.cumsum(features.lengths, out=self.ends[1:])
+        self.characters_per_word = 1 if features.spaced else CHARACTERS_PER_WORD
         self.most_alike = len(features.words)  # no n-gram looked at so far occurs more often
 
     def keys(self, n: int) -> np.ndarray:
@@ -102,6 +104,7 @@ class _Grams:
 
     def top_exceeds(self, n: int, share: float) -> bool:
         """Whether the most frequent n-gram, the longest of equals, has more than this share of characters."""
+        n *= self.characters_per_word
         lengths = self.characters(n) + self.gap * (n - 1)
         if not lengths.size or self.most_alike * int(lengths.max()) / self.size <= share:
             return False
@@ -136,6 +139,7 @@ class _Grams:
 
         Where there are no more than `harmless`, 0 may stand for them.
         """
+        n *= self.characters_per_word
         keys = self.keys(n)
         ordered = np.sort(keys)
         repeats = int(np.count_nonzero(ordered[1:] == ordered[:-1]))

@@ -207,6 +207,19 @@ def test_repeated_ngrams_that_overlap_count_each_character_once() -> None:
     assert grams.repeated_characters(8) == 0
 
 
+def test_where_words_are_characters_an_ngram_has_two_for_each_word() -> None:
+    from data_prep.steps.features import Features
+    from data_prep.steps.gopher_repetition import _Grams
+
+    different = "".join(chr(0x4E00 + at) for at in range(60))
+    for length, repeated in ((9, 0), (10, 10), (14, 14)):
+        grams = _Grams(Features(different + "。" + different[:length]))
+        assert grams.repeated_characters(5) == repeated
+    polite = "\n".join(f"{different[at * 6 : at * 6 + 6]}を使うことができます。" for at in range(10))
+    ending = len("を使うことができます。")
+    assert _Grams(Features(polite)).repeated_characters(5) == 9 * ending
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
