@@ -106,7 +106,7 @@ class Saver:
         tell: Callable[[SaveEnd], None],
         strict: bool = False,
     ):
-        self._engine, self._run_folder, self._keep = engine, Path(run_folder), keep
+        self._engine, self._run_folder, self._keep = engine, Path(run_folder).absolute(), keep
         self._facts, self._tell, self._strict = facts, tell, strict
         self._copy = HostCopy()
         self._copies: bool | None = None  # False: no memory for them, so every save is waited for

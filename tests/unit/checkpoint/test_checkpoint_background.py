@@ -13,7 +13,7 @@ import pytest
 import torch
 from fake_engine import FakeEngine, State, empty_like, make_facts, on_ranks, same_state, small_state
 
-from llmtrain.checkpoint import SaveEnd, Saver, host_copy, newest
+from llmtrain.checkpoint import SaveEnd, Saver, background, host_copy, newest
 from llmtrain.checkpoint.host_copy import HostCopy
 from llmtrain.checkpoint.save import file_specs, in_file_order
 from llmtrain.errors import EngineError
@@ -173,6 +173,27 @@ def test_one_save_at_a_time_and_one_copy(tmp_path: Path, caplog: pytest.LogCaptu
     assert run_ranks(2, tmp_path, work) == [([1, 2, 3, 4, 5], 1)] * 2
     assert "saving step 5 waited" in caplog.text and "for the save before it" in caplog.text
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000005"]
+
+
+def test_a_save_that_is_waited_for_comes_after_the_one_under_way(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to stop while a slow save is under way: both are committed, in their order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(background, "_JOIN_S", 0.01)
+
+    def work(rank: Rank) -> list[tuple[int, Path | None]]:
+        rank.saver.save(4, 4, wait=False)
+        rank.exchange()
+        assert not rank.ends
+        threading.Timer(0.1, gate.set).start()
+        rank.saver.save(5, 5, wait=True)
+        assert rank.saver.state() is None
+        return [(end.step, end.folder) for end in rank.ends]
+
+    folders = [tmp_path / "run" / "checkpoints" / f"step-0000000{step}" for step in (4, 5)]
+    assert run_ranks(2, Path("run"), work) == [list(zip((4, 5), folders, strict=True))] * 2
+    assert all((folder / "COMMIT").exists() for folder in folders)
 
 
 def test_what_each_rank_writes_is_exchanged_once(tmp_path: Path) -> None:
