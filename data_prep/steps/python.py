@@ -59,7 +59,7 @@ def make(settings: Python) -> Step:
 
         try:
             yield from guarded()
-        except (LlmtrainError, GeneratorExit, OSError):
+        except (LlmtrainError, GeneratorExit):
             raise
         except Exception as error:
             raise DataError(f"step in {_where(error, settings.file)} fails {last}: {_said(error)}") from error
@@ -69,7 +69,7 @@ def make(settings: Python) -> Step:
 
 def _load(file: str) -> Callable[..., Any]:
     """The function `step` of a user's file. Raises ValueError when there is none."""
-    path = Path(file).expanduser()
+    path = Path(file).expanduser().absolute()  # as frames name it
     spec = importlib.util.spec_from_file_location(f"step_of_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError("is no Python file: its name must end in .py")
@@ -86,7 +86,7 @@ def _load(file: str) -> Callable[..., Any]:
 
 def _where(error: BaseException, file: str) -> str:
     """`file:line` of the user's line that an error passed through last."""
-    path = Path(file).expanduser()
+    path = Path(file).expanduser().absolute()  # as frames name it
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{path.name}:{error.lineno}"
     lines = [

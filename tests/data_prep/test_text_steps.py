@@ -275,6 +275,17 @@ def test_what_goes_wrong_in_a_users_step_names_its_line_and_the_document(
     assert message in str(caught.value)
 
 
+def test_a_step_named_by_a_relative_path_fails_with_its_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    my_step(
+        tmp_path, "def step(documents, tally):\n    for d in documents:\n        yield open('/none/at/all')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"step in my_step.py:3 fails at x:7: FileNotFoundError"):
+        run([{"python": {"file": "my_step.py"}}], Document("abcd", "x", 7))
+
+
 def test_what_stands_in_the_files_of_steps_decides_the_dataset_and_not_their_names(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"{'z' * number} this is text number {number}")
