@@ -130,8 +130,8 @@ def check_agreement(comm: Comm, job: Job) -> None:
     if others:
         what = [name for name in parts if len({digest[name] for digest in told}) > 1]
         raise EngineError(
-            f"rank {', '.join(others)} was started with another run than rank 0: {', '.join(what)} "
-            f"differ{'' if len(what) > 1 else 's'}; start every rank with the same command on the same files"
+            f"rank {', '.join(others)} was started with another run than rank 0 ({', '.join(what)}): start "
+            "every rank with the same command on the same files"
         )
 
 

@@ -125,3 +125,20 @@ def poison(world: World, times: int, value: str, where: str = "loss", **sections
         "allowed": not allowed.skipped,
         "corrupted": corrupted,
     }
+
+
+def at_floor(world: World, **sections: Any) -> dict[str, Any]:
+    """fp16 from a scale of 2 with a loss that always overflows: one step lowers it, the next can't."""
+    plan, engine = open_seeded(world, "llama", scale_power=1, precision="fp16", **sections)
+    if guilty(world, plan):
+        poison_loss(engine, float("inf"))
+    before = state_digest(engine)
+    first = engine.train_step(RandomRows(5, 0), 1e-3)
+    try:
+        engine.train_step(RandomRows(5, 1), 1e-3, 1)
+        why = ""
+    except EngineError as error:
+        why = str(error)
+    unchanged = before == state_digest(engine)
+    engine.close()
+    return {"skipped": first.skipped, "scale": first.loss_scale, "why": why, "unchanged": unchanged}

@@ -68,3 +68,15 @@ def test_three_ranks_outvote_the_one_that_is_wrong(worlds: Any) -> None:
     for result in results:
         assert "is not what most of the ranks say it is" in result["corrupted"]
         assert result["corrupted"].startswith("on rank 0 ")
+
+
+@pytest.mark.parametrize(("template", "pipeline"), [("zero1", 1), ("pipeline", 2)])
+def test_fp16_at_the_floor_of_its_scale_stops_with_a_sentence(
+    worlds: Any, template: str, pipeline: int
+) -> None:
+    results = worlds.run(
+        "faults/rank_poison.py:at_floor", 2, deepspeed=template, parallel={"pipeline": pipeline}
+    )
+    for result in results:
+        assert result["skipped"] and result["scale"] == 2.0 and result["unchanged"]
+        assert result["why"].startswith("the fp16 loss scale is at its floor of 1 and the gradients still")

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rank_programs import MODELS, ROWS, SEQ_LEN, VOCAB, RandomRows, open_run
+from rank_programs import MODELS, SEQ_LEN, VOCAB, RandomRows, open_run
 
 from llmtrain.checkpoint import SaveEnd, Saver, background
 from llmtrain.checkpoint.facts import CheckpointFacts
@@ -18,7 +18,7 @@ from llmtrain.config.world import World
 def _facts(plan: Any, engine: Any, step: int, model: str) -> CheckpointFacts:
     return CheckpointFacts(
         step=step,
-        tokens=step * ROWS * SEQ_LEN,
+        tokens=step * plan.batch.rows * SEQ_LEN,
         topology={
             "world": plan.topology.world,
             "pipeline": plan.topology.pipeline,
@@ -29,7 +29,7 @@ def _facts(plan: Any, engine: Any, step: int, model: str) -> CheckpointFacts:
         config=MODELS[model],
         vocab_size=VOCAB,
         seq_len=SEQ_LEN,
-        rows=ROWS,
+        rows=plan.batch.rows,
         seed=plan.run.seed,
         run_yaml="name: parity\n",
     )
@@ -37,7 +37,7 @@ def _facts(plan: Any, engine: Any, step: int, model: str) -> CheckpointFacts:
 
 def _go_on(plan: Any, engine: Any, first: int, steps: int) -> list[float]:
     return [
-        engine.train_step(RandomRows(5, step), plan.schedule.lr(step)).loss
+        engine.train_step(RandomRows(5, step, plan.batch.rows), plan.schedule.lr(step), step).loss
         for step in range(first, first + steps)
     ]
 

@@ -1,0 +1,121 @@
+"""The ledger says what befell a run, and the account what its time went into."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from llmtrain import cli
+from llmtrain.errors import DataError
+from llmtrain.report.account import account
+from llmtrain.report.ledger import Ledger, history, read_ledger
+from llmtrain.report.metrics import MetricsFile
+from llmtrain.report.run_folder import RunFolder
+
+TOPOLOGY = {"world": 2, "pipeline": 1, "zero_stage": 1, "precision": "bf16"}
+
+
+def trained(folder: RunFolder, start: int, last: int) -> None:
+    """A start from step `start` that comes as far as `last`, each step 2 s long, and says no more."""
+    Ledger(folder.ledger).start({"from_step": start, "topology": TOPOLOGY}, folder.metrics)
+    metrics = MetricsFile(folder.metrics, start)
+    for step in range(start + 1, last + 1):
+        metrics.write({"step": step, "tokens": 10 * step, "loss": 1.5, "step_s": 2.0, "skipped": False})
+    metrics.close()
+
+
+@pytest.fixture
+def killed_twice(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 7)
+    trained(folder, 4, 9)
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"step": 10, "tok')  # torn by the kill
+    trained(folder, 8, 10)
+    Ledger(folder.ledger).end("finished")
+    return folder
+
+
+def test_a_start_that_never_said_how_it_ended_was_killed(killed_twice: RunFolder) -> None:
+    starts = read_ledger(killed_twice.ledger)["starts"]
+    assert [start["ended"]["cause"] for start in starts] == ["killed", "killed", "finished"]
+    assert [start["from_step"] for start in starts] == [0, 4, 8]
+    assert [(start["lost_steps"], start["lost_s"]) for start in starts] == [(0, 0.0), (3, 6.0), (1, 2.0)]
+
+
+def test_the_end_of_a_killed_start_is_its_last_sign_of_life(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 3)
+    began = read_ledger(folder.ledger)["starts"][0]["at"]
+    os.utime(folder.metrics, (began + 100, began + 100))
+    trained(folder, 2, 3)
+    assert read_ledger(folder.ledger)["starts"][0]["ended"]["at"] == pytest.approx(began + 100, abs=0.01)
+
+
+def test_the_account_adds_up(killed_twice: RunFolder) -> None:
+    content = read_ledger(killed_twice.ledger)
+    content["starts"][-1]["ended"]["at"] = content["starts"][0]["at"] + 40
+    killed_twice.ledger.write_text(json.dumps(content))
+    found = account(killed_twice.path)
+    assert (found.step, found.tokens, found.useful_s, found.wall_s) == (10, 100, 20.0, pytest.approx(40))
+    assert (found.lost_steps, found.lost_s) == (4, 8.0)
+    assert found.goodput == pytest.approx(0.5)
+    assert found.line() == (
+        "10 steps in 0:40 since the first start, goodput 50.0%: 2 restarts, 0 rollbacks, "
+        "4 steps lost (0:08), 0 skipped, 0 passed over"
+    )
+
+
+def test_report_prints_starts_and_rollbacks(
+    killed_twice: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back = {"from_step": 10, "to_step": 8, "updates": 8, "passed_over": [10, 10], "why": "a spike"}
+    Ledger(killed_twice.ledger).went_back(back, killed_twice.metrics)
+    assert cli.main(["report", str(killed_twice.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "start 2: from step 4 on 2 ranks (1 stage, ZeRO-1, bf16), 3 steps lost" in lines
+    assert lines.count("  ended: killed") == 2
+    assert lines[-1] == "rollback from step 10 to 8, passing over 10 to 10: a spike"
+    assert cli.main(["report", str(killed_twice.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rollbacks"][0]["lost_steps"] == 2 and told["goodput"] > 0
+
+
+def test_history_is_what_later_steps_are_judged_by(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 130)
+    metrics = MetricsFile(folder.metrics, 130)
+    metrics.write({"step": 130, "tokens": 1, "eval_loss": 9.0})
+    for step in (131, 132):
+        metrics.write({"step": step, "tokens": 1, "loss": float("nan"), "step_s": 1.0, "skipped": True})
+    metrics.write({"step": 133, "tokens": 1, "passed_over": True})
+    metrics.close()
+    known = history(folder.metrics, read_ledger(folder.ledger))
+    assert known == {"losses": [1.5] * 128, "skipped": 2, "passed_over": [], "went_back_to": []}
+
+
+def test_a_run_from_the_start_passes_over_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 3)
+    back = {"from_step": 3, "to_step": 2, "updates": 2, "passed_over": [3, 3], "why": "a spike"}
+    Ledger(folder.ledger).went_back(back, folder.metrics)
+    trained(folder, 0, 3)
+    assert read_ledger(folder.ledger)["rollbacks"] == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "llmtrain-ledger", "version": 2}'])
+def test_a_damaged_ledger_is_named_and_not_ignored(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(content)
+    with pytest.raises(
+        DataError, match=r"ledger.json can't be read .*which steps the run passes over: restore"
+    ):
+        read_ledger(path)
+
+
+def test_a_folder_without_a_ledger_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "has no ledger.json: give the folder of a run that was started" in capsys.readouterr().err
