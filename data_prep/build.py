@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 from data_prep.chain import passes_of
 from data_prep.chat.documents import SampleParser, template_sha256
-from data_prep.corpus import CorpusConfig
+from data_prep.corpus import DEFAULT_EOS, CorpusConfig
 from data_prep.crew import CLAIMS, Alone, Hands, Processes
+from data_prep.engines import choose_engine
 from data_prep.leases import Heart, holder, remove
 from data_prep.output import MARK, publish, refuse_foreign, sole_builder, sync_folder
 from data_prep.passes import DECIDED, Progress, decide, finish_pass
@@ -36,7 +37,6 @@ from data_prep.sample import sample_train
 from data_prep.sources import Source, settle
 from data_prep.steps.step import BY_CONTENT
 from data_prep.tokenizer import (
-    DEFAULT_EOS,
     copy_tokenizer,
     describe_tokenizer,
     find_tokenizer,
@@ -57,7 +57,7 @@ from llmtrain.data.manifest import (
 )
 from llmtrain.errors import DataError, InputError, LlmtrainError
 
-PIPELINE_VERSION = 3  # counts up whenever the same corpus would give other bytes
+PIPELINE_VERSION = 4  # counts up whenever the same corpus would give other bytes
 ALONE_BELOW_BYTES = 4 << 20  # a smaller corpus is done before a second process has started
 BUILT = "build.json"  # how the build went; no part of the dataset, which is the same however it was made
 On = Literal["processes", "ray"]
@@ -281,7 +281,7 @@ def _pipeline(corpus: CorpusConfig, sources: Sequence[Source], found: Path | Non
         source.section.model_dump(mode="json", exclude=where) | {"content": source.digest}
         for source in sources
     ]
-    tokenizer = corpus.tokenizer.model_dump(mode="json", exclude={"source", "revision"})
+    tokenizer = corpus.tokenizer.model_dump(mode="json", exclude={"source", "revision", "engine"})
     if found is not None:
         tokenizer = {"eos": corpus.tokenizer.eos, "sha256": file_sha256(found / "tokenizer.json")}
     if found is not None and corpus.kind != "text":
@@ -324,6 +324,11 @@ def _make_tokenizer(
         return TokenizerEntry.model_validate_json(entry.read_text())
     remove(work / TOKENIZER)
     described = _fill_tokenizer(corpus, sources, found, work / TOKENIZER, tell)
+    if corpus.kind == "text":  # fine-tuning data needs to know where in the text each token stands
+        tell("comparing tokenizer engines", 0, 0)
+        texts = sample_train(corpus, sources)
+        engine = choose_engine(work / TOKENIZER, corpus.tokenizer.engine, texts)
+        described = described.model_copy(update={"engine": str(engine)})
     part = entry.with_suffix(".part")
     part.write_text(described.model_dump_json())
     for path in [part, *(work / TOKENIZER).iterdir()]:
@@ -350,5 +355,6 @@ def _fill_tokenizer(
             tell("training the tokenizer", done, section.sample_bytes)
             yield text
 
-    write_trained(train_bpe(followed(), section.vocab_size, eos), folder, eos)
+    trained = train_bpe(followed(), section.vocab_size, eos, section.special)
+    write_trained(trained, folder, eos, section.special)
     return describe_tokenizer(folder, section, f"{corpus.name}-bpe")

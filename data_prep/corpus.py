@@ -14,6 +14,7 @@ from llmtrain.data.manifest import Kind
 from llmtrain.errors import nearest
 
 Format = Literal["auto", "text", "html", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "warc"]
+DEFAULT_EOS = "<|endoftext|>"  # of a tokenizer trained here
 Share = Annotated[Number, Field(gt=0, lt=1)]
 
 
@@ -118,11 +119,18 @@ class TokenizerSection(Section):
     source: str | None = None
     revision: str | None = None
     eos: str | None = None  # default: what the tokenizer itself names, or <|endoftext|> when trained here
+    special: tuple[str, ...] = ()  # further tokens of a tokenizer trained here, never found in text
+    engine: Literal["auto", "tokenizers", "tiktoken", "gigatoken"] = "auto"  # see `data_prep.engines`
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizerSection:
         if (self.train is None) == (self.source is None):
             raise ValueError("give exactly one of tokenizer.train and tokenizer.source")
+        if self.special and self.train is None:
+            raise ValueError("tokenizer.special is for a tokenizer trained here: leave it out, or use train")
+        taken = [self.eos or DEFAULT_EOS, *self.special]
+        if len(set(taken)) < len(taken) or "" in taken:
+            raise ValueError("tokenizer.special names a token twice, an empty one, or the end of a document")
         return self
 
 

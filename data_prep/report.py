@@ -61,5 +61,6 @@ class BuildReport:
             f"tokenizer {tokenizer.name}: {tokenizer.vocab_size:,} ids stored as {manifest.dtype}, "
             f"documents end {ends}"
         )
+        lines.append(f"made by {tokenizer.engine}")
         lines.append(f"fingerprint {manifest.fingerprint}")
         return "\n".join(lines)

@@ -23,6 +23,7 @@ from data_prep.chain import AsideTally, Clock, passes_of, run_steps
 from data_prep.chat.documents import SampleParser
 from data_prep.chunks import Chunk
 from data_prep.documents import Document, Tally, parse
+from data_prep.engines import open_engine
 from data_prep.files import SourceFile, survey
 from data_prep.leases import holder
 from data_prep.results import (
@@ -38,7 +39,7 @@ from data_prep.results import (
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
 from data_prep.steps.step import CorpusWideStep
-from data_prep.tokenizer import Encoder, load_tokenizer
+from data_prep.tokenizer import Encoder
 from data_prep.work import Work
 from llmtrain.data.manifest import TOKENIZER, TokenizerEntry
 from llmtrain.data.shards import token_dtype
@@ -116,8 +117,8 @@ class Worker:
     def encoder(self) -> Encoder:
         """Text to tokens, loaded once."""
         if self._encoder is None:
-            tokenizer = load_tokenizer(self.work.folder / TOKENIZER)
-            self._encoder = Encoder(tokenizer, self.entry.eos_id if self.corpus.append_eos else None)
+            engine = open_engine(self.work.folder / TOKENIZER, self.entry.engine)
+            self._encoder = Encoder(engine, self.entry.eos_id if self.corpus.append_eos else None)
         return self._encoder
 
     @property

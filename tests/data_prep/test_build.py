@@ -340,7 +340,8 @@ def test_progress_rises_to_all_bytes(tmp_path):
     path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}])
     build(path, progress=lambda *what: heard.append(what))
     stages = {what: [done for name, done, *_ in heard if name == what] for what, *_ in heard}
-    assert list(stages) == ["reading sources", "training the tokenizer", "tokenizing", "writing shards"]
+    early, late = ["reading sources", "training the tokenizer"], ["tokenizing", "writing shards"]
+    assert list(stages) == [*early, "comparing tokenizer engines", *late]
     assert all(done == sorted(done) for done in stages.values())
     size = (tmp_path / "a.jsonl").stat().st_size
     assert ("tokenizing", size, size, 0) in heard

@@ -15,8 +15,9 @@ from corpora import files_of, some_text
 from tokenizers import Tokenizer, models
 
 from data_prep.convert import export_tokens, import_tokens
+from data_prep.engines import open_engine
 from data_prep.formats.registry import FORMATS
-from data_prep.tokenizer import Encoder, load_tokenizer, train_bpe, write_trained
+from data_prep.tokenizer import Encoder, train_bpe, write_trained
 from llmtrain.cli import TOKEN_FORMATS, main
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.shards import index_bytes
@@ -239,7 +240,7 @@ def test_every_format_carries_a_dataset_to_the_next_and_the_text_is_counted(tmp_
     monkeypatch.setattr("data_prep.convert.SHARD_TOKENS", 3000)
     rng = random.Random(6)
     texts = [some_text(rng, rng.randint(1, 400)) for _ in range(100)]
-    tokens, lengths = Encoder(load_tokenizer(tokenizer), 0).encode(texts)
+    tokens, lengths = Encoder(open_engine(tokenizer, "tokenizers"), 0).encode(texts)
     cuts = np.cumsum(lengths)[:-1]
     write_megatron(tmp_path / "first", [[part.tolist()] for part in np.split(tokens, cuts)], 8)
     documents = brought(tmp_path / "0", "megatron", [tmp_path / "first"], tokenizer)

@@ -15,7 +15,8 @@ from corpora import corpus_file, files_of, some_text, texts_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep.build import build
-from data_prep.tokenizer import DEFAULT_EOS, load_tokenizer, train_bpe, write_trained
+from data_prep.corpus import DEFAULT_EOS
+from data_prep.tokenizer import load_tokenizer, train_bpe, write_trained
 from llmtrain.data.manifest import read_manifest
 from llmtrain.errors import DataError
 
