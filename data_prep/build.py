@@ -284,6 +284,9 @@ def _pipeline(corpus: CorpusConfig, sources: Sequence[Source], found: Path | Non
     tokenizer = corpus.tokenizer.model_dump(mode="json", exclude={"source", "revision", "engine"})
     if found is not None:
         tokenizer = {"eos": corpus.tokenizer.eos, "sha256": file_sha256(found / "tokenizer.json")}
+    if corpus.prepend_bos:
+        content["prepend_bos"] = True
+        tokenizer["bos"] = corpus.tokenizer.bos
     if found is not None and corpus.kind != "text":
         content |= corpus.model_dump(mode="json", include={"kind", "samples"})
         tokenizer["template"] = template_sha256(found)
@@ -311,7 +314,8 @@ def _already_there(output: Path, pipeline: dict[str, Any], overwrite: bool) -> M
         raise DataError(f"{output} holds a damaged dataset ({error}); {ask}") from None
     if manifest.pipeline_sha256 == _sha256(pipeline):
         return manifest
-    changed = [key for key in pipeline if pipeline[key] != manifest.pipeline.get(key)]
+    keys = dict.fromkeys([*pipeline, *manifest.pipeline])
+    changed = [key for key in keys if pipeline.get(key) != manifest.pipeline.get(key)]
     raise DataError(f"{output} holds another dataset (it differs in {', '.join(changed)}): {ask}")
 
 
@@ -344,7 +348,7 @@ def _fill_tokenizer(
     section = corpus.tokenizer
     if found is not None:
         copy_tokenizer(found, folder)
-        return describe_tokenizer(folder, section, str(section.source))
+        return describe_tokenizer(folder, section, str(section.source), corpus.prepend_bos)
     eos = section.eos or DEFAULT_EOS
     done = 0
 
@@ -356,5 +360,5 @@ def _fill_tokenizer(
             yield text
 
     trained = train_bpe(followed(), section.vocab_size, eos, section.special)
-    write_trained(trained, folder, eos, section.special)
-    return describe_tokenizer(folder, section, f"{corpus.name}-bpe")
+    write_trained(trained, folder, eos, section.special, section.bos)
+    return describe_tokenizer(folder, section, f"{corpus.name}-bpe", corpus.prepend_bos)

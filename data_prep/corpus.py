@@ -119,6 +119,7 @@ class TokenizerSection(Section):
     source: str | None = None
     revision: str | None = None
     eos: str | None = None  # default: what the tokenizer itself names, or <|endoftext|> when trained here
+    bos: str | None = None  # for prepend_bos; default: what the tokenizer itself names
     special: tuple[str, ...] = ()  # further tokens of a tokenizer trained here, never found in text
     engine: Literal["auto", "tokenizers", "tiktoken", "gigatoken"] = "auto"  # see `data_prep.engines`
 
@@ -151,6 +152,7 @@ class CorpusConfig(Section):
     splits: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Share] = {"valid": 0.01}
     split_by: Literal["document", "file"] = "document"
     append_eos: bool = True
+    prepend_bos: bool = False
     strict: bool = False
     max_reject_fraction: Annotated[Number, Field(ge=0, le=1)] | None = None  # of bad input; None: any
     keep_rejected: bool = False  # what is left out is written to OUTPUT.rejected, with its text
@@ -195,6 +197,8 @@ class CorpusConfig(Section):
                 raise ValueError(
                     f"meta goes along for steps, which kind: {self.kind} has none of: leave it out"
                 )
+        if self.prepend_bos:
+            raise ValueError(f"with kind: {self.kind} the template begins a document: leave prepend_bos out")
         if self.steps:
             raise ValueError(f"steps work on text, and kind is {self.kind}: leave them out")
         if self.tokenizer.source is None:
@@ -207,6 +211,12 @@ class CorpusConfig(Section):
             raise ValueError("splits names the parts beside train, which gets the rest: leave train out")
         if sum(self.splits.values()) >= 1:
             raise ValueError("splits add up to 1 or more: nothing is left for train")
+        return self
+
+    @model_validator(mode="after")
+    def _marks_a_start(self) -> CorpusConfig:
+        if self.tokenizer.bos is not None and not self.prepend_bos:
+            raise ValueError("tokenizer.bos begins documents only with prepend_bos: true, which is not set")
         return self
 
     @property

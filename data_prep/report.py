@@ -57,9 +57,10 @@ class BuildReport:
         ends = "as their template ends them" if manifest.masked else "without a mark"
         if manifest.append_eos:
             ends = f"with {tokenizer.eos} (id {tokenizer.eos_id})"
+        begin = "" if tokenizer.bos is None else f"begin with {tokenizer.bos} (id {tokenizer.bos_id}) and "
         lines.append(
             f"tokenizer {tokenizer.name}: {tokenizer.vocab_size:,} ids stored as {manifest.dtype}, "
-            f"documents end {ends}"
+            f"documents {begin}end {ends}"
         )
         lines.append(f"made by {tokenizer.engine}")
         lines.append(f"fingerprint {manifest.fingerprint}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
@@ -53,14 +53,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int, eos: str, special: Sequence
     return tokenizer
 
 
-def write_trained(tokenizer: Tokenizer, folder: Path, eos: str, special: Sequence[str] = ()) -> None:
-    """A tokenizer folder: `tokenizer.json` and the `tokenizer_config.json` that `transformers` wants."""
+def write_trained(
+    tokenizer: Tokenizer, folder: Path, eos: str, special: Sequence[str] = (), bos: str | None = None
+) -> None:
+    """A tokenizer folder: `tokenizer.json` and the `tokenizer_config.json` that `transformers` wants.
+
+    With `bos`, which must be a token, transformers begins each text with it, as the documents begin.
+    """
+    if bos is not None and (number := tokenizer.token_to_id(bos)) is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, number)]
+        )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eos,
         "pad_token": eos,
+        **({} if bos is None else {"bos_token": bos}),
         **({"additional_special_tokens": list(special)} if special else {}),
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,  # transformers' own word for: no limit
@@ -112,15 +122,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise DataError(f"{folder / 'tokenizer.json'} can't be read by tokenizers: {error}") from None
 
 
-def describe_tokenizer(folder: Path, section: TokenizerSection, name: str) -> TokenizerEntry:
-    """What the manifest says of a tokenizer folder. Raises DataError when no end of document is known."""
+def describe_tokenizer(
+    folder: Path, section: TokenizerSection, name: str, prepend_bos: bool = False
+) -> TokenizerEntry:
+    """What the manifest says of a tokenizer folder.
+
+    Raises DataError when no end of document is known, or no start of one that every document shall have.
+    """
     tokenizer = load_tokenizer(folder)
-    eos = section.eos or _named_eos(folder)
-    if eos is None:
-        raise DataError(f"tokenizer {name} names no eos_token: set tokenizer.eos to the token to use")
-    eos_id = tokenizer.token_to_id(eos)
-    if eos_id is None:
-        raise DataError(f"tokenizer {name} has no token {eos!r} (tokenizer.eos): name one it has")
+    eos, eos_id = _mark(tokenizer, folder, name, "eos", section.eos)
+    bos, bos_id = _mark(tokenizer, folder, name, "bos", section.bos) if prepend_bos else (None, None)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     return TokenizerEntry(
         name=name,
@@ -130,18 +141,32 @@ def describe_tokenizer(folder: Path, section: TokenizerSection, name: str) -> To
         eos_id=eos_id,
         special=dict(sorted(special.items(), key=lambda item: item[1])),
         engine=f"tokenizers {tokenizers.__version__}",
+        bos=bos,
+        bos_id=bos_id,
     )
 
 
-def _named_eos(folder: Path) -> str | None:
+def _mark(tokenizer: Tokenizer, folder: Path, name: str, kind: str, chosen: str | None) -> tuple[str, int]:
+    """The token that begins (bos) or ends (eos) a document, and its id."""
+    token = chosen or _named(folder, f"{kind}_token")
+    if token is None:
+        raise DataError(f"tokenizer {name} names no {kind}_token: set tokenizer.{kind} to the token to use")
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise DataError(f"tokenizer {name} has no token {token!r} (tokenizer.{kind}): name one it has")
+    return token, number
+
+
+def _named(folder: Path, role: str) -> str | None:
+    """The token that a tokenizer folder names for a role, such as eos_token."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if path.is_file():
-            eos: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-            if isinstance(eos, dict):
-                eos = eos.get("content")
-            if isinstance(eos, str):
-                return eos
+            token: Any = json.loads(path.read_text(encoding="utf-8")).get(role)
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str):
+                return token
     return None
 
 

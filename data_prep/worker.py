@@ -118,7 +118,8 @@ class Worker:
         """Text to tokens, loaded once."""
         if self._encoder is None:
             engine = open_engine(self.work.folder / TOKENIZER, self.entry.engine)
-            self._encoder = Encoder(engine, self.entry.eos_id if self.corpus.append_eos else None)
+            eos_id = self.entry.eos_id if self.corpus.append_eos else None
+            self._encoder = Encoder(engine, eos_id, self.entry.bos_id)
         return self._encoder
 
     @property

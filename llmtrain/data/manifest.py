@@ -85,6 +85,8 @@ class TokenizerEntry(Section):
     eos_id: int
     special: dict[str, int]
     engine: str
+    bos: str | None = None  # what every document of this dataset begins with; None: with its text
+    bos_id: int | None = None
 
 
 class SourceEntry(Section):
@@ -182,6 +184,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             del split["trained_tokens"]
             for shard in split["shards"]:
                 del shard["mask"]
+    if manifest.tokenizer.bos_id is None:  # and before there were marks at the start
+        del content["tokenizer"]["bos"], content["tokenizer"]["bos_id"]
     with open(part, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")

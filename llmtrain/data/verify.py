@@ -67,15 +67,24 @@ def _check_ids(shard: Shard, manifest: Manifest) -> None:
                 f"{shard.prefix}.bin holds token id {wrong}, outside the vocabulary of "
                 f"{manifest.vocab_size}: it was not made with this dataset's tokenizer"
             )
-    if manifest.append_eos and shard.documents:
+    tokenizer = manifest.tokenizer
+    if shard.documents and manifest.append_eos:
+        _check_marks(shard, shard.ends - 1, f"end with {tokenizer.eos}", tokenizer.eos_id)
+    if shard.documents and tokenizer.bos_id is not None:
         starts = np.concatenate([[0], shard.ends[:-1]])
-        ended = (shard.ends > starts) & (shard.tokens[shard.ends - 1] == manifest.tokenizer.eos_id)
-        if not ended.all():
-            number = int(np.flatnonzero(~ended)[0])
-            raise DataError(
-                f"{shard.prefix}.bin: document {number} does not end with {manifest.tokenizer.eos} "
-                f"(id {manifest.tokenizer.eos_id}) as the manifest says"
-            )
+        _check_marks(shard, starts, f"begin with {tokenizer.bos}", tokenizer.bos_id)
+
+
+def _check_marks(shard: Shard, places: np.ndarray, what: str, token: int) -> None:
+    """Raises DataError unless every document has the token in its place."""
+    starts = np.concatenate([[0], shard.ends[:-1]])
+    marked = shard.ends > starts
+    marked[marked] = shard.tokens[places[marked]] == token
+    if not marked.all():
+        number = int(np.flatnonzero(~marked)[0])
+        raise DataError(
+            f"{shard.prefix}.bin: document {number} does not {what} (id {token}) as the manifest says"
+        )
 
 
 def _check_mask(shard: Shard) -> None:
