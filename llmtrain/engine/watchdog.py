@@ -1,0 +1,176 @@
+"""A rank that makes no progress ends the run, and every rank says where it stood.
+
+A thread in each rank compares the time since the last sign of progress with a limit. When it is passed, the
+rank writes the stacks of all its threads to its log and one line of JSON to the run folder, where the others
+see it and do the same, so that the message can name the rank that keeps the others waiting. Then they exit:
+a collective that waits for a rank that is gone can't be ended in any other way. A rank in which not even that
+thread runs (a library holds the interpreter lock) is ended by faulthandler, which needs no interpreter.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+POLL_S = 1.0
+GATHER_S = 4.0  # how long the ranks wait for each other's reports
+LONG_PHASES = 3  # times the limit: opening, the first step (which may compile), evaluation, saving
+_COLLECTIVE = re.compile(
+    r"all_reduce|reduce_scatter|all_gather|all_to_all|broadcast|barrier|^reduce$|^gather$|^send$|^recv$"
+    r"|^isend$|^irecv$|batch_isend_irecv|^scatter"
+)
+
+
+class Watchdog:
+    """Watches this rank from its own thread. `enter` is a sign of progress, and says what comes next.
+
+    folder    the run's `logs/hang/`, seen by all ranks
+    limit_s   the longest time that a step may take; 0 watches nothing
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        folder: Path,
+        limit_s: float,
+        log: IO[str] | None = None,
+        end: Callable[[int], None] = os._exit,
+    ):
+        self.rank, self.size, self.folder, self.limit_s = rank, size, folder, limit_s
+        self._log = log or sys.stderr
+        self._end = end
+        self._phase, self._step, self._since = "opening", 0, time.monotonic()
+        self._closed = threading.Event()
+        self._began = time.time()
+        self._main = threading.main_thread().ident
+        if limit_s > 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _report(rank)).unlink(missing_ok=True)
+            self._arm()
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def enter(self, phase: str, step: int) -> None:
+        """This rank begins `phase` (step, evaluation, saving, …) of `step`, counted from 1."""
+        self._phase, self._step, self._since = phase, step, time.monotonic()
+        if self.limit_s > 0:
+            self._arm()
+
+    def close(self) -> None:
+        """The run has ended; nothing is watched any more."""
+        self._closed.set()
+        if self.limit_s > 0:
+            faulthandler.cancel_dump_traceback_later()
+
+    @property
+    def _allowed(self) -> float:
+        return self.limit_s * (1 if self._phase == "step" else LONG_PHASES)
+
+    def _arm(self) -> None:
+        late = self._allowed + 2 * GATHER_S + 5 * POLL_S
+        faulthandler.dump_traceback_later(late, exit=True, file=self._log)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(POLL_S):
+            waited = time.monotonic() - self._since
+            if waited > self._allowed or self._others():
+                self._report_and_end(waited)
+                return
+
+    def _others(self) -> list[int]:
+        """Ranks that have reported since this one began to watch."""
+        found = []
+        try:
+            for entry in os.scandir(self.folder):
+                match = re.fullmatch(r"rank-(\d+)\.json", entry.name)
+                if match and int(match[1]) < self.size and entry.stat().st_mtime >= self._began:
+                    found.append(int(match[1]))
+        except OSError:
+            pass  # a folder that is away for a moment is not a reason to end a run
+        return sorted(found)
+
+    def _report_and_end(self, waited: float) -> None:
+        report = {"step": self._step, "doing": self.doing(), "waited_s": round(waited, 1)}
+        try:
+            faulthandler.dump_traceback(file=self._log, all_threads=True)
+            scratch = self.folder / f"{_report(self.rank)}.part"
+            scratch.write_text(json.dumps(report))
+            scratch.replace(self.folder / _report(self.rank))
+            self._say(self._gathered())
+        except OSError as error:
+            self._say({self.rank: report}, f" (the others' reports can't be read: {error.strerror})")
+        self._end(1)
+
+    def _gathered(self) -> dict[int, dict[str, object]]:
+        deadline = time.monotonic() + GATHER_S
+        while len(self._others()) < self.size and time.monotonic() < deadline:
+            time.sleep(POLL_S / 4)
+        return {rank: json.loads((self.folder / _report(rank)).read_text()) for rank in self._others()}
+
+    def _say(self, reports: Mapping[int, Mapping[str, object]], more: str = "") -> None:
+        """The summary goes to every rank's log, and to stderr from the lowest rank that can speak."""
+        text = f"error: {summary(reports, self.size)}{more}; every rank's stack is in {self.folder.parent}/"
+        print(text, file=self._log, flush=True)
+        if self._log is not sys.stderr and self.rank == min(reports, default=self.rank):
+            print(text, file=sys.stderr, flush=True)
+
+    def doing(self) -> str:
+        """What this rank's threads are at, from their stacks."""
+        frames = sys._current_frames()
+        own = threading.get_ident()
+        stacks = [frames.pop(self._main or 0, None), *(f for ident, f in frames.items() if ident != own)]
+        for stack in stacks:
+            if found := _where(stack):
+                return found
+        return f"is in {self._phase}"
+
+
+def _report(rank: int) -> str:
+    return f"rank-{rank}.json"
+
+
+def _where(frame: FrameType | None) -> str:
+    """`waits in reduce-scatter`, `is in data loading`, or nothing that can be told."""
+    while frame is not None:
+        path, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+        if ("torch/distributed/" in path or "deepspeed/comm/" in path) and _COLLECTIVE.search(name):
+            kind = name.removesuffix("_tensor").removesuffix("_into").removesuffix("_fn").strip("_")
+            return f"waits in {kind.replace('_', '-')}"
+        if "/llmtrain/data/" in path:
+            return "is in data loading"
+        if "/llmtrain/checkpoint/" in path:
+            return "is in saving"
+        frame = frame.f_back
+    return ""
+
+
+def summary(reports: Mapping[int, Mapping[str, object]], size: int) -> str:
+    """Which rank stopped where, the odd ones first: those are the cause, and the many wait for them."""
+    places: dict[str, list[int]] = {}
+    for rank, report in sorted(reports.items()):
+        places.setdefault(f"{report['doing']} of step {report['step']}", []).append(rank)
+    parts = []
+    silent = [rank for rank in range(size) if rank not in reports]
+    if silent:
+        verb = "gives" if len(silent) == 1 else "give"
+        parts.append(f"{_ranks(silent)} {verb} no sign (stopped, or its machine is gone)")
+    for place, ranks in sorted(places.items(), key=lambda each: ("waits in" in each[0], len(each[1]))):
+        many = len(ranks) > 1
+        said = place.replace("is in", "are in").replace("waits in", "wait in") if many else place
+        parts.append(f"{_ranks(ranks) if len(ranks) <= 4 else f'{len(ranks)} ranks'} {said}")
+    longest = max((float(str(report["waited_s"])) for report in reports.values()), default=0.0)
+    return f"no progress for {longest:.0f} s: " + ", ".join(parts)
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -1,0 +1,63 @@
+"""What makes a run save and end early: a signal, the file STOP in its folder, or the scheduler's time limit.
+
+Any rank may be asked; the loop gathers all ranks' answers once a step, so that they stop after the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "STOP"
+END_TIME = "SLURM_JOB_END_TIME"  # seconds since 1970; set by slurm 22.05 and later
+MARGIN_S = 180.0  # so long before the time limit a run begins to save
+
+
+class StopRequest:
+    """Why this process should stop, or an empty string. A second signal ends it at once.
+
+    Launchers repeat the signal that the terminal has already sent, so what follows within `REPEAT_S` counts
+    as the same request.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    REPEAT_S = 3.0
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        self._signal = ""
+        self._asked_at = 0.0
+        self._file: Path | None = None
+        end = (os.environ if environ is None else environ).get(END_TIME, "")
+        self._end = float(end) if end.isdigit() else None
+
+    def listen(self) -> StopRequest:
+        """Takes the signals over from now on."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._asked)
+        return self
+
+    def watch(self, folder: Path) -> None:
+        """Looks for `folder`/STOP from now on; one that lies there already asked for the stop before."""
+        self._file = folder / STOP_FILE
+        self._file.unlink(missing_ok=True)
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; the STOP file is taken away as soon as it is heeded."""
+        if not self._signal and self._file is not None and self._file.exists():
+            self._file.unlink(missing_ok=True)
+            self._signal = f"the file {self._file}"
+        if not self._signal and self._end is not None and time.time() > self._end - MARGIN_S:
+            self._signal = "the job's time limit is near"
+        return self._signal
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self._signal:
+            self._signal, self._asked_at = signal.Signals(number).name, now
+        elif number != signal.SIGUSR1 and now - self._asked_at > self.REPEAT_S:
+            os._exit(128 + number)

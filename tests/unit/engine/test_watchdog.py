@@ -1,0 +1,143 @@
+"""A rank that makes no progress is named, with what it was at, and the run ends."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llmtrain.engine import watchdog
+from llmtrain.engine.watchdog import Watchdog, summary
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "POLL_S", 0.05)
+    monkeypatch.setattr(watchdog, "GATHER_S", 0.4)
+    monkeypatch.setattr(
+        watchdog.faulthandler, "dump_traceback", lambda file, all_threads: file.write("stacks")
+    )
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *a, **k: None)
+
+
+def watched(folder: Path, rank: int, size: int, limit_s: float) -> tuple[Watchdog, io.StringIO, list[int]]:
+    log, ended = io.StringIO(), []
+    return Watchdog(rank, size, folder, limit_s, log, ended.append), log, ended
+
+
+def wait_for(condition: object, limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.02)
+
+
+def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, first_log, first_ended = watched(tmp_path / "hang", 0, 3, 0.5)
+    second, second_log, second_ended = watched(tmp_path / "hang", 1, 3, 60)  # rank 2 is stopped: no thread
+    first.enter("step", 812)
+    second.enter("evaluation", 811)
+    wait_for(lambda: first_ended and second_ended)
+    assert first_ended == second_ended == [1]
+    said = capsys.readouterr().err
+    assert said.count("no progress for") == 1, "one rank speaks for all"
+    assert "rank 2 gives no sign (stopped, or its machine is gone)" in said
+    assert "rank 0 is in step of step 812" in said and "rank 1 is in evaluation of step 811" in said
+    assert f"every rank's stack is in {tmp_path}/" in said
+    for log in (first_log, second_log):
+        assert "stacks" in log.getvalue() and "no progress for" in log.getvalue()
+
+
+def test_progress_keeps_a_rank_alive_and_an_old_report_is_no_alarm(tmp_path: Path) -> None:
+    folder = tmp_path / "hang"
+    folder.mkdir()
+    (folder / "rank-1.json").write_text('{"step": 1, "doing": "x", "waited_s": 1}')
+    time.sleep(0.05)
+    watch, _, ended = watched(folder, 0, 2, 0.5)
+    for step in range(30):
+        watch.enter("step", step)
+        time.sleep(0.03)
+    assert ended == []
+    watch.close()
+    time.sleep(0.7)
+    assert ended == [], "a run that has ended is not watched"
+
+
+def test_a_limit_of_zero_watches_nothing(tmp_path: Path) -> None:
+    watch, _, ended = watched(tmp_path / "hang", 0, 1, 0)
+    watch.enter("step", 1)
+    assert not (tmp_path / "hang").exists() and ended == []
+    watch.close()
+
+
+def test_long_phases_have_longer(tmp_path: Path) -> None:
+    watch, _, ended = watched(tmp_path / "hang", 0, 1, 0.6)
+    watch.enter("saving", 3)
+    time.sleep(1.0)
+    assert ended == []
+    wait_for(lambda: ended)
+    assert ended == [1]
+
+
+def test_a_stack_tells_where_a_rank_is(tmp_path: Path) -> None:
+    """Frames as torch's and ours have them, made from code compiled under those file names."""
+    release, places = threading.Event(), {}
+
+    def at(path: str, function: str) -> str:
+        space: dict[str, object] = {"wait": release.wait}
+        exec(compile(f"def {function}():\n    wait()", path, "exec"), space)
+        thread = threading.Thread(target=space[function], daemon=True)  # type: ignore[arg-type]
+        thread.start()
+        time.sleep(0.1)
+        return watchdog._where(sys._current_frames()[thread.ident])
+
+    try:
+        places["torch"] = at("/x/torch/distributed/distributed_c10d.py", "reduce_scatter_tensor")
+        places["barrier"] = at("/x/torch/distributed/distributed_c10d.py", "barrier")
+        places["data"] = at("/y/llmtrain/data/packed.py", "read")
+        places["saving"] = at("/y/llmtrain/checkpoint/files.py", "write")
+        places["elsewhere"] = at("/z/somewhere.py", "all_reduce")
+    finally:
+        release.set()
+    assert places == {
+        "torch": "waits in reduce-scatter",
+        "barrier": "waits in barrier",
+        "data": "is in data loading",
+        "saving": "is in saving",
+        "elsewhere": "",
+    }
+
+
+def test_the_summary_begins_with_the_odd_one() -> None:
+    waiting = {"step": 812, "doing": "waits in reduce-scatter", "waited_s": 61.0}
+    reports = {rank: dict(waiting) for rank in range(8)}
+    reports[3] = {"step": 812, "doing": "is in data loading", "waited_s": 60.0}
+    assert summary(reports, 8) == (
+        "no progress for 61 s: rank 3 is in data loading of step 812, "
+        "7 ranks wait in reduce-scatter of step 812"
+    )
+
+
+def test_a_held_interpreter_lock_is_ended_too(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import ctypes, pathlib, sys, time
+        from llmtrain.engine import watchdog
+        watchdog.POLL_S, watchdog.GATHER_S = 0.05, 0.1
+        log = open(sys.argv[1], "w")
+        watch = watchdog.Watchdog(0, 1, pathlib.Path(sys.argv[2]), 0.5, log)
+        watch.enter("step", 1)
+        ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter lock
+        """
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "log"), str(tmp_path / "hang")]
+    done = subprocess.run(command, timeout=45, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in (tmp_path / "log").read_text() and "File " in (tmp_path / "log").read_text()

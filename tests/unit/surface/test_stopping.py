@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_a_signal_is_a_request_and_its_echo_is_the_same_one(handlers: None, number: signal.Signals) -> None:
+    stop = StopRequest({}).listen()
+    assert stop.reason == ""
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    assert stop.reason == number.name
+
+
+def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(StopRequest, "REPEAT_S", 0.0)
+    StopRequest({}).listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
+
+
+def test_the_stop_file_is_heeded_once_and_an_old_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    stop = StopRequest({})
+    stop.watch(tmp_path)
+    assert stop.reason == "", "it asked for the stop before this start"
+    (tmp_path / "STOP").touch()
+    assert stop.reason == f"the file {tmp_path / 'STOP'}"
+    assert not (tmp_path / "STOP").exists(), "the next start is not to find it"
+    assert stop.reason, "what was asked for stays asked for"
+
+
+def test_the_time_limit_of_the_job_is_a_request_in_time() -> None:
+    assert (
+        StopRequest({END_TIME: str(int(time.time() + MARGIN_S - 5))}).reason == "the job's time limit is near"
+    )
+    assert StopRequest({END_TIME: far}).reason == ""
+    assert StopRequest({END_TIME: "unknown"}).reason == ""
