@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmtrain.engine.build_locks import build_locks, extension_folder
 from llmtrain.launch import rank_environment, rendezvous_port
 from llmtrain.report.environment import device_name, versions
 from llmtrain.report.progress import duration, gibibytes
@@ -138,8 +139,8 @@ def _ops() -> list[Finding]:
         if cuda and not there:
             text += f"; run: pip install {package.replace('_', '-')}"
         findings.append(Finding(package, "note" if cuda and not there else "good", text))
-    built = {path.parent.name for path in _extension_folder().glob("*/*/*.so")}
-    built |= {path.parent.name for path in _extension_folder().glob("*/*.so")}
+    built = {path.parent.name for path in extension_folder().glob("*/*/*.so")}
+    built |= {path.parent.name for path in extension_folder().glob("*/*.so")}
     for op, switch, use in (
         ("cpu_adam", "DS_BUILD_CPU_ADAM", "offloaded optimizer"),
         ("async_io", "DS_BUILD_AIO", "NVMe offload"),
@@ -152,21 +153,13 @@ def _ops() -> list[Finding]:
     return findings
 
 
-def _extension_folder() -> Path:
-    default = Path.home() / ".cache" / "torch_extensions"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
-
-
 def _stale_locks() -> list[Finding]:
     """A build that was killed leaves a lock for which every later build of that op waits for ever."""
-    folder = _extension_folder()
-    locks = [*folder.glob("*/lock"), *folder.glob("*/*/lock")]
     findings = []
-    for lock in locks:
-        age = duration(time.time() - lock.stat().st_mtime)
-        text = f"{lock} is {age} old; if no build is running, remove it: rm {lock}"
+    for lock, age in build_locks():
+        text = f"{lock} is {duration(age)} old; if no build is running, remove it: rm {lock}"
         findings.append(Finding("build lock", "note", text))
-    return findings or [Finding("build locks", "good", f"none in {folder}")]
+    return findings or [Finding("build locks", "good", f"none in {extension_folder()}")]
 
 
 def _leftovers() -> list[Finding]:

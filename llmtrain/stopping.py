@@ -28,7 +28,7 @@ class StopRequest:
     REPEAT_S = 3.0
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        self._signal = ""
+        self._reason = ""
         self._asked_at = 0.0
         self._file: Path | None = None
         end = (os.environ if environ is None else environ).get(END_TIME, "")
@@ -45,19 +45,24 @@ class StopRequest:
         self._file = folder / STOP_FILE
         self._file.unlink(missing_ok=True)
 
+    def ask(self, why: str) -> None:
+        """Asks for the stop; the first reason is the one that is told."""
+        self._reason = self._reason or why
+
     @property
     def reason(self) -> str:
         """Why to stop; the STOP file is taken away as soon as it is heeded."""
-        if not self._signal and self._file is not None and self._file.exists():
+        if not self._reason and self._file is not None and self._file.exists():
             self._file.unlink(missing_ok=True)
-            self._signal = f"the file {self._file}"
-        if not self._signal and self._end is not None and time.time() > self._end - MARGIN_S:
-            self._signal = "the job's time limit is near"
-        return self._signal
+            self.ask(f"the file {self._file}")
+        if not self._reason and self._end is not None and time.time() > self._end - MARGIN_S:
+            self.ask("the job's time limit is near")
+        return self._reason
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self._signal:
-            self._signal, self._asked_at = signal.Signals(number).name, now
+        if not self._reason:
+            self._asked_at = now
+            self.ask(signal.Signals(number).name)
         elif number != signal.SIGUSR1 and now - self._asked_at > self.REPEAT_S:
             os._exit(128 + number)

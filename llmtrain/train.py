@@ -4,7 +4,7 @@
     accelerate launch … -m llmtrain.train RUN.yaml                 srun python -m llmtrain.train RUN.yaml
 
 A run that stands in its folder goes on from its newest checkpoint. It ends with 0 only after its last step
-is committed to disk, and with 75 when a signal (SIGTERM, SIGINT, SIGUSR1) made it save and stop early.
+is committed to disk, and with 75 when it was asked to save and stop early (see `stopping`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import argparse
 import logging
 import math
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.secrets import redact
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
+from llmtrain.engine.build_locks import lock_warnings
+from llmtrain.engine.supervisors import follow_launchers
+from llmtrain.engine.watchdog import Watchdog, watching
 from llmtrain.errors import EngineError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job
@@ -32,6 +33,7 @@ from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
+from llmtrain.stopping import StopRequest
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
@@ -48,8 +50,9 @@ def train(
     evaluation: PackedRows | None,
     run_log: RunLog,
     saver: Saver,
-    stop: StopSignal,
+    stop: StopRequest,
     health: Health,
+    watch: Watchdog,
     start: int = 0,
 ) -> None:
     """Runs the steps `start … plan.schedule.steps`; the last step, and the one a stop follows, are committed.
@@ -59,6 +62,7 @@ def train(
     """
     steps, run = plan.schedule.steps, plan.run
     if start == 0 and evaluation is not None:
+        watch.enter("evaluation", 0)
         run_log.evaluated(0, engine.evaluate(evaluation))
     step, owed = start, False
     while step < steps:
@@ -67,12 +71,14 @@ def train(
             int(engine.scalars()["updates"])
         )  # a step without an update does not advance it
         result = fault = None
+        watch.enter("training", done)
         if not health.passes_over(done):
             compare = _due(done, run.health.checksum_every)
             result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
         seconds = time.perf_counter() - began
-        votes: list[Any] = engine.comm.gather([stop.requested, engine.memory_bytes(), saver.state()])
-        stopping, memory = any(asked for asked, _, _ in votes), max(held for _, held, _ in votes)
+        votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state()])
+        stopping = next((asked for asked, _, _ in votes if asked), "")
+        memory = max(held for _, held, _ in votes)
         if result is None:
             run_log.passed_over(done)
         else:
@@ -82,14 +88,18 @@ def train(
         last = done == steps
         owed = owed or _due(done, run.checkpoint.every)
         if fault is None and evaluation is not None and (last or _due(done, run.eval.every)):
+            watch.enter("evaluation", done)
             run_log.evaluated(done, engine.evaluate(evaluation))
         if fault is None and (last or stopping or (owed and result is not None and not health.doubtful)):
-            fault, owed = _save(saver, run_log, done, wait=last or stopping), False
+            watch.enter("saving", done)
+            fault, owed = _save(saver, run_log, done, wait=last or bool(stopping)), False
         if fault is not None:
+            watch.enter("going back", done)
             step, owed = health.go_back(fault, run_log, saver, engine.comm), False
             continue
         if stopping and not last:
-            raise StopRequested(f"stopped on request after step {done} of {steps}; the same command goes on")
+            asked = f"stopped on request ({stopping}) after step {done} of {steps}"
+            raise StopRequested(f"{asked}; the same command goes on")
         step = done
 
 
@@ -107,35 +117,7 @@ def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:
     return None
 
 
-class StopSignal:
-    """Whether this process was asked to stop. A second request ends it at once.
-
-    Launchers repeat the signal that the terminal has already sent, so what follows within `REPEAT_S` counts
-    as the same request.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    REPEAT_S = 3.0
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._asked_at = 0.0
-
-    def listen(self) -> StopSignal:
-        """Takes the signals over from now on."""
-        for number in self.SIGNALS:
-            signal.signal(number, self._asked)
-        return self
-
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.requested:
-            self.requested, self._asked_at = True, now
-        elif number != signal.SIGUSR1 and now - self._asked_at > self.REPEAT_S:
-            os._exit(128 + number)
-
-
-def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopSignal) -> None:
+def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
     """One rank's part of a run, from its file to its last checkpoint."""
     job = open_job(path, overrides, world)
     from llmtrain.engine import start as join
@@ -147,12 +129,16 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         found.check_matches(job.facts(0, 0))
     job.folder.log_to_file(comm.rank)
     warn(warnings, comm.rank)
+    warn(lock_warnings(), comm.rank)
     run_log, cause = open_log(job, comm.rank == 0, found), ""
+    if comm.rank == 0:
+        stop.watch(job.folder.path)
     try:
         if found is not None and found.step >= job.plan.schedule.steps:
             run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
         else:
-            work(job, comm, run_log, found, stop)
+            with watching(comm, job.folder.logs, job.plan.run.health.hang_s) as watch:
+                work(job, comm, run_log, found, stop, watch)
             cause = "finished"
     except StopRequested:
         cause = "stopped on request"
@@ -205,7 +191,9 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
     return run_log
 
 
-def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: StopSignal) -> None:
+def work(
+    job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: StopRequest, watch: Watchdog
+) -> None:
     """Opens the engine, gives it its state, trains."""
     from llmtrain import checkpoint
     from llmtrain.engine import open_engine
@@ -246,7 +234,7 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
     history: Any = comm.broadcast(run_log.history())
     health = Health(plan.run.health, history, find, load)
     try:
-        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, health, start)
+        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, health, watch, start)
     except StopRequested:
         engine.close()  # all ranks agreed on it, so all are here
         raise
@@ -257,11 +245,13 @@ def work(job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The rank's entry; returns its exit status. With other ranks, a failure ends the process at once."""
-    stop = StopSignal().listen()  # before torch is imported: a request is never lost
+    stop = StopRequest().listen()  # before torch is imported: a request is never lost
     arguments = _parser().parse_intermixed_args(argv)
     world = None
     try:
         world = world_from_environment(os.environ)
+        if world.launcher not in ("none", "llmtrain"):  # our own launcher takes its ranks along by itself
+            follow_launchers()
         run(arguments.run, arguments.overrides, arguments.resume, world, stop)
         return 0
     except Exception as error:  # noqa: BLE001 - this is where a rank ends

@@ -182,12 +182,14 @@ class HealthSection(Section):
 
     `skips`: so many steps in a row without an update. `on_spike`: what a loss far above those of the last 128
     steps does (skip: that step touches no weight). `checksum_every`: compare the weights that several ranks
-    hold, and stop when one differs (0: never).
+    hold, and stop when one differs (0: never). `hang_s`: a step that takes more seconds ends the run, with
+    every rank's stack and the name of the one that all wait for; other phases get 3 times as long (0: off).
     """
 
     skips: int = Field(default=20, ge=1)
     on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
     checksum_every: int = Field(default=100, ge=0)
+    hang_s: Number = Field(default=600.0, ge=0)
 
 
 class LogSection(Section):

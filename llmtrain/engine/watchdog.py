@@ -13,13 +13,18 @@ import faulthandler
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmtrain.engine.seam import Comm
 
 POLL_S = 1.0
 GATHER_S = 4.0  # how long the ranks wait for each other's reports
@@ -33,7 +38,7 @@ _COLLECTIVE = re.compile(
 class Watchdog:
     """Watches this rank from its own thread. `enter` is a sign of progress, and says what comes next.
 
-    folder    the run's `logs/hang/`, seen by all ranks
+    folder    the run's `logs/hang/`, seen by all ranks, empty
     limit_s   the longest time that a step may take; 0 watches nothing
     """
 
@@ -50,18 +55,17 @@ class Watchdog:
         self._log = log or sys.stderr
         self._end = end
         self._phase, self._step, self._since = "opening", 0, time.monotonic()
+        self._warm = False  # the first step may compile
         self._closed = threading.Event()
-        self._began = time.time()
         self._main = threading.main_thread().ident
         if limit_s > 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _report(rank)).unlink(missing_ok=True)
             self._arm()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
     def enter(self, phase: str, step: int) -> None:
-        """This rank begins `phase` (step, evaluation, saving, …) of `step`, counted from 1."""
+        """This rank begins `phase` (training, evaluation, saving, …) of `step`, counted from 1."""
+        self._warm = self._warm or self._phase == "training"
         self._phase, self._step, self._since = phase, step, time.monotonic()
         if self.limit_s > 0:
             self._arm()
@@ -74,7 +78,7 @@ class Watchdog:
 
     @property
     def _allowed(self) -> float:
-        return self.limit_s * (1 if self._phase == "step" else LONG_PHASES)
+        return self.limit_s * (1 if self._phase == "training" and self._warm else LONG_PHASES)
 
     def _arm(self) -> None:
         late = self._allowed + 2 * GATHER_S + 5 * POLL_S
@@ -88,12 +92,12 @@ class Watchdog:
                 return
 
     def _others(self) -> list[int]:
-        """Ranks that have reported since this one began to watch."""
+        """Ranks that have reported."""
         found = []
         try:
             for entry in os.scandir(self.folder):
                 match = re.fullmatch(r"rank-(\d+)\.json", entry.name)
-                if match and int(match[1]) < self.size and entry.stat().st_mtime >= self._began:
+                if match:
                     found.append(int(match[1]))
         except OSError:
             pass  # a folder that is away for a moment is not a reason to end a run
@@ -133,6 +137,22 @@ class Watchdog:
             if found := _where(stack):
                 return found
         return f"is in {self._phase}"
+
+
+@contextmanager
+def watching(comm: Comm, logs: Path, limit_s: float) -> Iterator[Watchdog]:
+    """Watches this rank while the block runs; every rank enters it. Stacks and reports go below `logs`."""
+    folder = logs / "hang"
+    if comm.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    comm.barrier()
+    with open(logs / f"rank-{comm.rank}.log", "a", buffering=1) as log:
+        watch = Watchdog(comm.rank, comm.size, folder, limit_s, log)
+        try:
+            yield watch
+        finally:
+            watch.close()
 
 
 def _report(rank: int) -> str:

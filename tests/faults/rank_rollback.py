@@ -16,12 +16,14 @@ from rank_resume import open_seeded, state_digest
 
 from llmtrain.checkpoint import Saver, newest
 from llmtrain.config.world import World
+from llmtrain.engine.watchdog import Watchdog
 from llmtrain.errors import EngineError, StopRequested
 from llmtrain.health import Health
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.run_folder import RunFolder
 from llmtrain.report.run_log import RunLog, Speed
-from llmtrain.train import StopSignal, train
+from llmtrain.stopping import StopRequest
+from llmtrain.train import train
 
 STEPS = 16
 
@@ -41,7 +43,7 @@ class Loop:
     """One run in `folder` on an engine of its own; a second one in the same folder resumes it."""
 
     def __init__(self, world: World, folder: Path, comm: Any = None, **sections: Any):
-        self.world, self.stop, self.folder = world, StopSignal(), RunFolder(folder)
+        self.world, self.stop, self.folder = world, StopRequest(), RunFolder(folder)
         self.plan, self.engine = open_seeded(world, "llama", comm, **sections)
         self.plan = _shortened(self.plan)
         self.comm = self.engine.comm
@@ -64,9 +66,9 @@ class Loop:
         saver = Saver(engine, folder.path, 3, self._facts, log.save_ended)
         known: Any = history or self.comm.broadcast(log.history())
         health = Health(plan.run.health, known, lambda: newest(folder.path, comm=self.comm), load)
-        cause = "finished"
+        cause, watch = "finished", Watchdog(0, 1, folder.logs, 0.0)
         try:
-            train(plan, engine, Watched(before), None, log, saver, self.stop, health, start)  # type: ignore[arg-type]
+            train(plan, engine, Watched(before), None, log, saver, self.stop, health, watch, start)  # type: ignore[arg-type]
         except (StopRequested, EngineError) as error:
             cause = str(error)
         log.close(cause)
@@ -106,7 +108,8 @@ def healed(world: World, **sections: Any) -> dict[str, Any]:
             rank_poison.poison_weight(first.engine, float("nan"))
 
     def ask_to_stop() -> None:
-        first.stop.requested = world.rank == world.size - 1
+        if world.rank == world.size - 1:
+            first.stop.ask("a test")
 
     ended = [first.run({6: poison, 10: ask_to_stop})]
     resumed = Loop(world, folder / "a", first.comm, seed=4321, **sections)

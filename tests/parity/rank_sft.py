@@ -16,10 +16,10 @@ from llmtrain.data.rows import IGNORED
 def train(world: World, run: str) -> list[float]:
     """`llmtrain train` on this rank; the losses it wrote."""
     from llmtrain.report.metrics import read_metrics
-    from llmtrain.train import StopSignal
+    from llmtrain.stopping import StopRequest
     from llmtrain.train import run as train_run
 
-    train_run(run, [], "never", world, StopSignal())
+    train_run(run, [], "never", world, StopRequest())
     folder = Path(load_run(run).config.folder)
     return [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
 

@@ -27,6 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched(folder: Path, rank: int, size: int, limit_s: float) -> tuple[Watchdog, io.StringIO, list[int]]:
+    folder.mkdir(parents=True, exist_ok=True)
     log, ended = io.StringIO(), []
     return Watchdog(rank, size, folder, limit_s, log, ended.append), log, ended
 
@@ -42,44 +43,59 @@ def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
 ) -> None:
     first, first_log, first_ended = watched(tmp_path / "hang", 0, 3, 0.5)
     second, second_log, second_ended = watched(tmp_path / "hang", 1, 3, 60)  # rank 2 is stopped: no thread
-    first.enter("step", 812)
+    first.enter("training", 812)
+    first.enter("training", 812)
     second.enter("evaluation", 811)
     wait_for(lambda: first_ended and second_ended)
     assert first_ended == second_ended == [1]
     said = capsys.readouterr().err
     assert said.count("no progress for") == 1, "one rank speaks for all"
     assert "rank 2 gives no sign (stopped, or its machine is gone)" in said
-    assert "rank 0 is in step of step 812" in said and "rank 1 is in evaluation of step 811" in said
+    assert "rank 0 is in training of step 812" in said and "rank 1 is in evaluation of step 811" in said
     assert f"every rank's stack is in {tmp_path}/" in said
     for log in (first_log, second_log):
         assert "stacks" in log.getvalue() and "no progress for" in log.getvalue()
 
 
-def test_progress_keeps_a_rank_alive_and_an_old_report_is_no_alarm(tmp_path: Path) -> None:
-    folder = tmp_path / "hang"
-    folder.mkdir()
-    (folder / "rank-1.json").write_text('{"step": 1, "doing": "x", "waited_s": 1}')
-    time.sleep(0.05)
-    watch, _, ended = watched(folder, 0, 2, 0.5)
+def test_progress_keeps_a_rank_alive_and_one_that_has_ended_is_not_watched(tmp_path: Path) -> None:
+    watch, _, ended = watched(tmp_path / "hang", 0, 2, 0.5)
     for step in range(30):
-        watch.enter("step", step)
+        watch.enter("training", step)
         time.sleep(0.03)
     assert ended == []
     watch.close()
     time.sleep(0.7)
-    assert ended == [], "a run that has ended is not watched"
+    assert ended == []
+
+
+class Alone:
+    rank, size = 0, 1
+
+    def barrier(self) -> None:
+        pass
+
+
+def test_what_an_earlier_run_has_reported_is_no_alarm(tmp_path: Path) -> None:
+    (tmp_path / "hang").mkdir()
+    (tmp_path / "hang" / "rank-3.json").write_text("{}")
+    with watchdog.watching(Alone(), tmp_path, 60.0) as watch:  # type: ignore[arg-type]
+        assert watch._others() == []
+        assert (tmp_path / "rank-0.log").exists()
+    assert watch._closed.is_set()
 
 
 def test_a_limit_of_zero_watches_nothing(tmp_path: Path) -> None:
     watch, _, ended = watched(tmp_path / "hang", 0, 1, 0)
-    watch.enter("step", 1)
-    assert not (tmp_path / "hang").exists() and ended == []
+    watch.enter("training", 1)
+    time.sleep(0.3)
+    assert ended == [] and not hasattr(watch, "_thread")
     watch.close()
 
 
-def test_long_phases_have_longer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["training", "saving"])
+def test_the_first_step_and_long_phases_have_longer(tmp_path: Path, phase: str) -> None:
     watch, _, ended = watched(tmp_path / "hang", 0, 1, 0.6)
-    watch.enter("saving", 3)
+    watch.enter(phase, 3)
     time.sleep(1.0)
     assert ended == []
     wait_for(lambda: ended)
@@ -133,7 +149,7 @@ def test_a_held_interpreter_lock_is_ended_too(tmp_path: Path) -> None:
         watchdog.POLL_S, watchdog.GATHER_S = 0.05, 0.1
         log = open(sys.argv[1], "w")
         watch = watchdog.Watchdog(0, 1, pathlib.Path(sys.argv[2]), 0.5, log)
-        watch.enter("step", 1)
+        watch.enter("training", 1)
         ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter lock
         """
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +12,7 @@ from small_runs import AloneComm, ScriptedEngine, write_run
 
 from llmtrain.checkpoint.background import SaveEnd
 from llmtrain.config.load import load_run
+from llmtrain.engine.watchdog import Watchdog
 from llmtrain.errors import EngineError, StopRequested
 from llmtrain.health import MOST_ROLLBACKS, Health, PoisonedError
 from llmtrain.plan.plan import Plan, make_plan
@@ -21,7 +20,8 @@ from llmtrain.report.ledger import read_ledger
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.run_folder import RunFolder
 from llmtrain.report.run_log import RunLog, Speed
-from llmtrain.train import StopSignal, train
+from llmtrain.stopping import StopRequest
+from llmtrain.train import train
 
 
 class NumberedBatches:
@@ -81,7 +81,7 @@ class Scene:
         self.plan: Plan = make_plan(load_run(write_run(folder, folder / "data", **changes)), 1, "cpu")
         self.folder = RunFolder(folder / "run")
         self.engine = ScriptedEngine()
-        self.stop = StopSignal()
+        self.stop = StopRequest()
         self.evaluation: Any = "held out"
         self.poisoned: set[int] = set()
 
@@ -91,8 +91,9 @@ class Scene:
         engine, batches, saver = self.engine, NumberedBatches(), ScriptedSaver(self.engine, log)
         self.waited, saver.poisoned = saver.waited, self.poisoned
         health = Health(self.plan.run.health, log.history(), saver.newest, self._load)
+        watch = Watchdog(0, 1, self.folder.logs, 0.0)
         try:
-            train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, health, start)  # type: ignore[arg-type]
+            train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, health, watch, start)  # type: ignore[arg-type]
         finally:
             log.close()
         return self.engine.calls
@@ -322,8 +323,8 @@ def test_replicas_are_compared_when_it_is_due(tmp_path: Path) -> None:
 
 def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
-    scene.stop.requested = True
-    with pytest.raises(StopRequested, match="stopped on request after step 1 of 6") as caught:
+    scene.stop.ask("a test")
+    with pytest.raises(StopRequested, match=r"stopped on request \(a test\) after step 1 of 6") as caught:
         scene.run()
     assert caught.value.exit_status == 75
     assert scene.engine.calls[-1] == ("save", 1, 10) and scene.waited == [1]
@@ -332,7 +333,7 @@ def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> N
 def test_one_rank_that_was_asked_stops_them_all(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.engine.comm = AloneComm()
-    scene.engine.comm.votes = [[False, 10, None], [True, 5000, None]]
+    scene.engine.comm.votes = [["", 10, None], ["SIGTERM", 5000, None]]
     with pytest.raises(StopRequested):
         scene.run()
     assert [r["memory_bytes"] for r in read_metrics(scene.folder.metrics) if "loss" in r] == [5000]
@@ -340,18 +341,5 @@ def test_one_rank_that_was_asked_stops_them_all(tmp_path: Path) -> None:
 
 def test_a_request_during_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
     scene = Scene(tmp_path, schedule={"steps": 1})
-    scene.stop.requested = True
+    scene.stop.ask("a test")
     assert scene.run()[-1] == ("save", 1, 10)
-
-
-def test_signals_are_taken_and_a_launchers_echo_is_not_a_second_request() -> None:
-    before = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
-    try:
-        stop = StopSignal().listen()
-        assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
