@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -42,17 +43,30 @@ class Watched:
 class Loop:
     """One run in `folder` on an engine of its own; a second one in the same folder resumes it."""
 
-    def __init__(self, world: World, folder: Path, comm: Any = None, **sections: Any):
+    def __init__(self, world: World, folder: Path, comm: Any = None, steps: int = STEPS, **sections: Any):
         self.world, self.stop, self.folder = world, StopRequest(), RunFolder(folder)
         self.plan, self.engine = open_seeded(world, "llama", comm, **sections)
-        self.plan = _shortened(self.plan)
+        self.plan = dataclasses.replace(
+            self.plan, schedule=dataclasses.replace(self.plan.schedule, steps=steps)
+        )
         self.comm = self.engine.comm
+        self._undo: list[Callable[[], None]] = []
+
+    def multiply_loss(self) -> None:
+        """Makes the loss of this rank 100 times what it is, until `mend`."""
+        self._undo.append(rank_poison.poison_loss(self.engine, 100.0))
+
+    def mend(self) -> None:
+        """Ends what was injected."""
+        while self._undo:
+            self._undo.pop()()
 
     def run(self, before: dict[int, Callable[[], object]], history: dict[str, Any] | None = None) -> str:
         """How it ended. `before` injects, by step counted from 0; `history` replaces the run folder's."""
         engine, plan, folder = self.engine, self.plan, self.folder
 
         def load(saved: Any) -> None:
+            self.mend()  # what is injected belongs to one step, not to those that are trained again
             with saved.reader() as reader:
                 engine.load(reader, saved.scalars)
 
@@ -75,8 +89,6 @@ class Loop:
         return cause
 
     def _facts(self, step: int, tokens: int) -> Any:
-        import dataclasses
-
         return dataclasses.replace(_facts(self.plan, self.engine, step, "llama"), tokens=tokens)
 
     def told(self) -> dict[str, Any]:
@@ -84,12 +96,6 @@ class Loop:
         records = [r for r in read_metrics(self.folder.metrics) if "skipped" in r or "passed_over" in r]
         steps = [[r["step"], r.get("loss"), r["tokens"]] for r in records]
         return {"steps": steps, "state": state_digest(self.engine)}
-
-
-def _shortened(plan: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, steps=STEPS))
 
 
 def healed(world: World, **sections: Any) -> dict[str, Any]:
@@ -125,4 +131,33 @@ def healed(world: World, **sections: Any) -> dict[str, Any]:
     if world.rank == 0:
         shutil.rmtree(folder)
     first.engine.close()
+    return answer
+
+
+def spiked(world: World, **sections: Any) -> dict[str, Any]:
+    """A step whose loss is 100 times what it should be: withheld, gone back from, and never seen at all."""
+    at, steps = 34, 38
+    comm, answer = None, {}
+    folder = Path()
+    for name in ("skip", "rollback", "straight"):
+        health = {"on_spike": "report" if name == "straight" else name}
+        settings = {**sections, "checkpoint": {"every": 10}, "health": health}
+        loop = Loop(world, Path("unused"), comm, steps=steps, **settings)
+        if comm is None:
+            comm = loop.comm
+            folder = Path(str(comm.broadcast(tempfile.mkdtemp(prefix="spike-"))))
+        loop.folder = RunFolder(folder / name)
+        before = {at: loop.multiply_loss, at + 1: loop.mend}
+        known = {"losses": [], "skipped": 0, "passed_over": [[at + 1, at + 1]], "went_back_to": []}
+        ended = loop.run({}, known) if name == "straight" else loop.run(before)
+        comm.barrier()
+        answer[name] = {"ended": ended, "state": loop.told()["state"]}
+        if world.rank == 0:
+            records = list(read_metrics(loop.folder.metrics))
+            answer[name]["withheld"] = [r["step"] for r in records if r.get("spike") and r["skipped"]]
+            answer[name]["passed_over"] = [r["step"] for r in records if "passed_over" in r]
+    comm.barrier()
+    if world.rank == 0:
+        shutil.rmtree(folder)
+    loop.engine.close()
     return answer

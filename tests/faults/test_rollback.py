@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 CELLS = [
-    (2, 1, "zero1", "bf16"),
     (2, 1, "zero3", "bf16"),
     (2, 2, "pipeline", "bf16"),
 ]
@@ -37,3 +36,14 @@ def test_a_damaged_weight_is_healed_by_going_back(
     causes = [start["ended"]["cause"] for start in ledger["starts"]]
     assert causes[0].startswith("stopped on request") and causes[1] == "finished"
     assert [start["from_step"] for start in ledger["starts"]] == [0, 11]
+
+
+def test_a_planted_spike_never_reaches_the_weights(worlds: Any) -> None:
+    results = worlds.run("faults/rank_rollback.py:spiked", 2, deepspeed="zero2", precision="bf16")
+    for result in results:
+        states = {name: told["state"] for name, told in result.items()}
+        assert states["skip"] == states["straight"]
+        assert states["rollback"] == states["straight"]
+    first = results[0]
+    assert (first["skip"]["withheld"], first["skip"]["passed_over"]) == ([35], [])
+    assert (first["rollback"]["withheld"], first["rollback"]["passed_over"]) == ([], [35])
