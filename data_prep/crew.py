@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_prep.leases import Heart, Queue
+from data_prep.leases import Heart, Queue, holder
 from data_prep.worker import CorpusChangedError, Worker
 from llmtrain.errors import DataError, LlmtrainError
 
@@ -46,6 +46,7 @@ class Laborer:
         self.worker = Worker(folder)
         self.heart = Heart()
         self.joined = joined
+        self.queues: dict[int, Queue] = {}
         self.read_bytes = 0
         self.hear: Callable[[int], None] = lambda _: None
 
@@ -55,14 +56,16 @@ class Laborer:
         What the work raises is noted in the queue, which gives out no chunk after that, and raised.
         """
         work = self.worker.work
-        queue = Queue(work.queue(number))
+        if number not in self.queues:  # kept, because it knows for how long others have been silent
+            self.queues[number] = Queue(work.queue(number))
+        queue = self.queues[number]
         ticket = queue.claim()
         if ticket is None:
             return False
         try:
             if not work.result(number, ticket.number).exists():  # else its holder died just after making it
                 with open(work.folder / CLAIMS, "a") as claims:
-                    claims.write(f"{number} {ticket.number}\n")
+                    claims.write(f"{number} {ticket.number} {holder()}\n")
                 self.read_bytes = self.heart.content = 0
                 self.heart.sign = ticket.path
                 self.worker.do(number, ticket.number, self._advance)
