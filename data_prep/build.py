@@ -32,6 +32,7 @@ from data_prep.leases import Heart, holder, remove
 from data_prep.output import MARK, publish, refuse_foreign, sole_builder, sync_folder
 from data_prep.passes import DECIDED, Progress, decide, finish_pass
 from data_prep.report import BuildReport
+from data_prep.report_facts import write_report
 from data_prep.results import REJECTED
 from data_prep.sample import sample_train
 from data_prep.sources import Source, settle
@@ -109,7 +110,7 @@ def build(
             finally:
                 heart.sign = None
             seconds = time.monotonic() - began
-            _write_built(work, written, seconds, workers)
+            _write_built(work, manifest, written, seconds, workers)
             (partial / BUILT).touch()
             _publish(work, output, rejected)
             clear_work(partial)
@@ -226,8 +227,8 @@ def _write_dataset(
     return manifest, written
 
 
-def _write_built(work: Work, written: Written, seconds: float, workers: int) -> None:
-    """How the build went, for people and the report. It differs from build to build."""
+def _write_built(work: Work, manifest: Manifest, written: Written, seconds: float, workers: int) -> None:
+    """How the build went, which differs from build to build, and the report."""
     folder = work.folder / "dataset"
     decided = [work.verdicts(number) / DECIDED for number in range(work.plan.passes - 1)]
     facts = {
@@ -240,6 +241,7 @@ def _write_built(work: Work, written: Written, seconds: float, workers: int) -> 
         "chunks_taken": len((work.folder / CLAIMS).read_text().splitlines()),
     }
     (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+    write_report(folder, work.plan.corpus, manifest, written, facts)
     sync_folder(folder)
 
 

@@ -29,11 +29,14 @@ RESULT = "result.json"
 SPILL = "spill.jsonl.zst"
 NOTES = "notes"
 REJECTED = "rejected.jsonl.zst"
+BY_WEIGHT = "left out by weight"
 
 # A row of SPLIT.documents: what a document has; its place among all that its chunk gives, over the splits and
-# in the order of the corpus (one place for all samples of a record of fine-tuning data); whether it is in the
-# last copy, which a weight such as 2.5 makes of half of them.
-DOCUMENT = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("place", "<u4"), ("last_copy", "u1")])
+# in the order of the corpus (one place for all samples of a record of fine-tuning data); its language, as a
+# place in the result's `languages`; whether it is in the last copy, which a weight such as 2.5 makes of half.
+DOCUMENT = np.dtype(
+    [("tokens", "<i8"), ("bytes", "<i8"), ("place", "<u4"), ("language", "<u2"), ("last_copy", "u1")]
+)
 
 
 @dataclass
@@ -44,8 +47,10 @@ class Result:
     coming_in: int = 0  # documents read from the pass before; in the first pass records, which tally counts
     going_on: int = 0
     read_bytes: int = 0
+    parsed_bytes: int = 0  # of the text of all documents that were read, before any step
     text_bytes: int = 0
     tokens: int = 0
+    languages: list[str] = field(default_factory=list)  # that documents are in, the first seen first
     seconds: dict[str, float] = field(default_factory=dict)
 
     def written(self, unit: Literal["documents", "bytes", "tokens"]) -> int:

@@ -26,7 +26,7 @@ from data_prep.chunks import cut as cut_into_chunks
 from data_prep.corpus import CorpusConfig
 from data_prep.leases import DIGITS, GONE, remove
 from data_prep.output import MARK, sync_folder
-from data_prep.results import is_whole
+from data_prep.results import DOCUMENT, is_whole
 from data_prep.sources import Source
 from data_prep.steps.registry import make_steps
 from data_prep.steps.step import CorpusWideStep
@@ -130,7 +130,8 @@ def open_work(
     remove(new)
     new.mkdir()
     count, identity = write_chunks(new / CHUNKS, cut_into_chunks(sources))
-    digest = hashlib.sha256(json.dumps([pipeline, corpus.keep_rejected], sort_keys=True).encode())
+    decisive = [pipeline, corpus.keep_rejected, DOCUMENT.descr]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
     digest.update(identity.encode())
     plan = Plan(
         id=digest.hexdigest(),
@@ -209,7 +210,7 @@ def _changes(old: Work, new: Work) -> str:
         changed += _changed_sources(old, new)
     if old.plan.corpus.keep_rejected != new.plan.corpus.keep_rejected:
         changed.append("keep_rejected")
-    return ", ".join(changed) if changed else "it is cut into other chunks"
+    return ", ".join(changed) if changed else "another version cut it into chunks"
 
 
 def _changed_sources(old: Work, new: Work) -> list[str]:

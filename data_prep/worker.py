@@ -27,6 +27,7 @@ from data_prep.engines import open_engine
 from data_prep.files import SourceFile, survey
 from data_prep.leases import holder
 from data_prep.results import (
+    BY_WEIGHT,
     DOCUMENT,
     NOTES,
     REJECTED,
@@ -46,6 +47,8 @@ from llmtrain.data.shards import token_dtype
 from llmtrain.errors import DataError
 
 TOKENIZER_ENTRY = "tokenizer.json"
+UNKNOWN, OTHER = "", "other"  # of documents without a language; of those whose field says too many things
+MOST_LANGUAGES = 500
 
 
 class CorpusChangedError(DataError):
@@ -155,6 +158,7 @@ class _Task:
         if self.corpus.keep_rejected:
             tally = AsideTally(self.corpus.strict, chunk.source, self._aside)
         self.result = Result(tally)
+        self.languages: dict[str, int] = {}
 
     @property
     def tally(self) -> Tally:
@@ -175,6 +179,7 @@ class _Task:
                 if self._is_enough():
                     break
         self.result.seconds = self.clock.seconds
+        self.result.languages = list(self.languages)
         came_in = self.tally.documents_in if self.number == 0 else self.result.coming_in
         left_out = sum(self.tally.rejected.values())
         assert came_in == self.result.going_on + left_out, (
@@ -200,6 +205,7 @@ class _Task:
                 self.tally.hold_records(batch.records)
             with self.clock("parse"):
                 documents = self._parsed(batch)
+            self.result.parsed_bytes += sum(map(_size, documents))
             yield documents
 
     def _parsed(self, batch: Batch) -> list[Document]:
@@ -250,6 +256,7 @@ class _Task:
                 tokens, rows, mask = self._encoded([document for document, _ in placed])
             each = [max(len(document.samples), 1) for document, _ in placed]
             rows["place"] = np.repeat([place for _, place in placed], each)
+            rows["language"] = np.repeat([self._language(document) for document, _ in placed], each)
             rows["last_copy"] = np.repeat([self._has_last_copy(document) for document, _ in placed], each)
             with self.clock("write"):
                 self._write(split, tokens, rows)
@@ -262,7 +269,7 @@ class _Task:
             texts = [document.text for document in documents]
             tokens, lengths = self.worker.encoder.encode(texts)
             rows = np.zeros(len(lengths), DOCUMENT)
-            rows["tokens"], rows["bytes"] = lengths, [len(text.encode()) for text in texts]
+            rows["tokens"], rows["bytes"] = lengths, [_size(document) for document in documents]
             return tokens, rows, None
         samples = [sample for document in documents for sample in document.samples]
         rows = np.zeros(len(samples), DOCUMENT)
@@ -270,6 +277,13 @@ class _Task:
         rows["bytes"] = [sample.text_bytes for sample in samples]
         tokens = np.concatenate([sample.tokens for sample in samples])
         return tokens, rows, np.concatenate([sample.mask for sample in samples]).astype(np.uint8)
+
+    def _language(self, document: Document) -> int:
+        """The place in the result's languages of what a step, or the source, says of a document."""
+        name = str(document.meta.get("language") or UNKNOWN)
+        if name not in self.languages:
+            name = name if len(name) <= 20 and len(self.languages) < MOST_LANGUAGES else OTHER
+        return self.languages.setdefault(name, len(self.languages))
 
     def _write(self, split: str, tokens: np.ndarray, rows: np.ndarray) -> None:
         vocab_size = self.worker.entry.vocab_size
@@ -297,7 +311,7 @@ class _Task:
         for document in documents:
             split = split_of(document, self.corpus.splits, self.corpus.split_by == "file")
             if split == TRAIN and weight < 1 and fraction(document.id, "weight") >= weight:
-                self.tally.drop("left out by weight", document.id)
+                self.tally.drop(BY_WEIGHT, document.id)
             else:
                 yield split, document
 
@@ -305,6 +319,14 @@ class _Task:
         weight = self.source.section.weight
         part = weight - math.floor(weight)
         return part == 0 or fraction(document.id, "weight") < part
+
+
+def _size(document: Document) -> int:
+    """UTF-8 bytes of its text; of fine-tuning data, of that of its samples."""
+    text = document.text
+    if document.samples:
+        return sum(sample.text_bytes for sample in document.samples)
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def documents_of(batch: Batch, source: Source, tally: Tally) -> list[Document]:

@@ -16,6 +16,7 @@ from data_prep.output import SplitWriter
 from data_prep.passes import Progress
 from data_prep.results import DOCUMENT, REJECTED, Result, read_result
 from data_prep.splits import TRAIN
+from data_prep.statistics import Statistics
 from data_prep.work import Work
 from llmtrain import __version__
 from llmtrain.data.manifest import (
@@ -38,15 +39,9 @@ BEYOND = "beyond the limit of its source"
 class Written:
     """What came of the sources; `seconds` by pass and step, over all workers."""
 
+    statistics: Statistics
     tally: Tally = field(default_factory=Tally)
-    documents: dict[int, int] = field(default_factory=dict)
-    tokens: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def count(self, source: int, documents: int, tokens: int) -> None:
-        """So much more was written of a source."""
-        self.documents[source] = self.documents.get(source, 0) + documents
-        self.tokens[source] = self.tokens.get(source, 0) + tokens
 
     def spend(self, number: int, result: Result) -> None:
         """A chunk took so long in a pass."""
@@ -80,8 +75,9 @@ def assemble(work: Work, tokenizer: TokenizerEntry, folder: Path, tell: Progress
     total = sum(_bytes(work, part) for part in parts) * _most_turns(work)
     done = 0
     for turn, part in _in_order(work, parts):
+        result = work.result(last, part.number)
+        languages = read_result(result).languages
         for split in (TRAIN, *corpus.splits) if turn == 0 else (TRAIN,):
-            result = work.result(last, part.number)
             for tokens, rows, mask in _blocks(result, split, dtype):
                 done += tokens.nbytes
                 chosen = _choice(rows, part, turn, corpus.sources[part.source].weight)
@@ -89,7 +85,7 @@ def assemble(work: Work, tokenizer: TokenizerEntry, folder: Path, tell: Progress
                     which = np.repeat(chosen, rows["tokens"])
                     tokens, rows, mask = tokens[which], rows[chosen], None if mask is None else mask[which]
                 writers[split].add(tokens, rows["tokens"], int(rows["bytes"].sum()), mask)
-                written.count(part.source, len(rows), len(tokens))
+                written.statistics.take(part.source, rows, languages, turn)
                 written.tally.repeats += len(np.unique(rows["place"])) if turn else 0
                 tell("writing shards", done, max(total, done), sum(written.tally.rejected.values()))
     splits = {split: writer.close() for split, writer in writers.items()}
@@ -164,7 +160,7 @@ def _bytes(work: Work, part: _Part) -> int:
 
 def _tallied(work: Work, parts: list[_Part]) -> Written:
     """The counts of all passes over the chunks that are written, added up in the order of the corpus."""
-    written = Written()
+    written = Written(Statistics.of(len(work.plan.sources)))
     for number in range(work.plan.passes):
         for part in parts:
             result = read_result(work.result(number, part.number))
@@ -174,6 +170,7 @@ def _tallied(work: Work, parts: list[_Part]) -> Written:
                     f"chunk {part.number}: {before} spilled, {result.coming_in} read"
                 )
             written.tally.add(result.tally)
+            written.statistics.hear(part.source, result)
             written.spend(number, result)
             if part.cut and number == work.plan.passes - 1:
                 beyond = result.going_on - part.most
@@ -227,11 +224,11 @@ def _sources(work: Work, written: Written) -> tuple[SourceEntry, ...]:
             files=settled.files,
             bytes=settled.bytes,
             digest=settled.digest,
-            documents=written.documents.get(number, 0),
-            tokens=written.tokens.get(number, 0),
+            documents=flow.documents,
+            tokens=flow.tokens,
         )
-        for number, (section, settled) in enumerate(
-            zip(work.plan.corpus.sources, work.plan.sources, strict=True)
+        for section, settled, flow in zip(
+            work.plan.corpus.sources, work.plan.sources, written.statistics.sources, strict=True
         )
     )
 

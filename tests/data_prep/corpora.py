@@ -64,9 +64,9 @@ def texts_of(folder: Path, split: str) -> list[str]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by relative name, but the one that tells how long a build took."""
+    """Every file below a folder by relative name, but those that tell how long a build took."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "build.json"
+        if path.is_file() and path.name not in ("build.json", "report.json", "report.html")
     }
