@@ -52,7 +52,9 @@ class BuildReport:
             lines.append(f"{counts.repeats:,} copies besides, for sources with a weight above 1")
         for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
             shown = ", ".join(counts.examples.get(reason, ()))
-            lines.append(f"  {count:>8,}  {reason:24} such as {shown}")
+            lines.append(
+                f"  {count:>8,}  {reason:24} such as {shown}" if shown else f"  {count:>8,}  {reason}"
+            )
         tokenizer = manifest.tokenizer
         ends = "as their template ends them" if manifest.masked else "without a mark"
         if manifest.append_eos:

@@ -72,6 +72,7 @@ def test_a_packed_file_is_read_only_as_far_as_its_limit_reaches(tmp_path, source
     assert texts_of(tmp_path / "out", "train") == TEXTS[:60]
     assert report.manifest.counts.documents_in == 100
     assert report.manifest.counts.rejected == {"beyond the limit of its source": 40}
+    assert "40  beyond the limit of its source\n" in report.render()
 
 
 @pytest.mark.parametrize("limit", [{}, {"documents": 1, "tokens": 2}, {"tokens": 0}, {"lines": 3}, 0])
