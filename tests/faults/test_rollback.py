@@ -25,7 +25,8 @@ def test_a_damaged_weight_is_healed_by_going_back(
     )
     for result in results:
         stopped, *finished = result["ended"]
-        assert stopped.startswith("stopped on request after step 11 of 16") and finished == ["finished"] * 2
+        assert stopped.startswith("stopped on request") and "after step 11 of 16" in stopped
+        assert finished == ["finished"] * 2
         assert result["disturbed"] == result["straight"]
     steps = results[0]["disturbed"]["steps"]
     assert [step for step, _, _ in steps] == list(range(1, 17)), "a step is missing, or there twice"
