@@ -140,8 +140,8 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
             with watching(comm, job.folder.logs, job.plan.run.health.hang_s) as watch:
                 work(job, comm, run_log, found, stop, watch)
             cause = "finished"
-    except StopRequested:
-        cause = "stopped on request"
+    except StopRequested as request:
+        cause = str(request).partition(";")[0]
         raise
     except Exception as error:
         cause = redact(f"error: {error}" if isinstance(error, LlmtrainError) else f"error: {error!r}")

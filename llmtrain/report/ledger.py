@@ -48,7 +48,7 @@ class Ledger:
         self._write()
 
     def end(self, cause: str) -> None:
-        """This start is over: `finished`, `stopped on request`, or what went wrong."""
+        """This start is over: `finished`, on whose request it stopped, or what went wrong."""
         if self.content["starts"]:
             self.content["starts"][-1]["ended"] = {"at": time.time(), "cause": cause}
             self._write()
