@@ -14,6 +14,7 @@ from pathlib import Path
 from llmtrain import __version__
 from llmtrain.config.secrets import redact
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
+from llmtrain.report.checkpoint_verbs import checkpoint_verb
 
 Verb = Callable[[argparse.Namespace], int]
 TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "nanogpt", "parquet")
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _data_verb(verbs)
-    _checkpoint_verb(verbs)
+    checkpoint_verb(verbs, _add)
     train = _add(verbs, "train", _train, "train a run, or go on with it")
     _add_run(train)
     train.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default: 1)")
@@ -152,25 +153,6 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _token_verbs(actions)
 
 
-def _checkpoint_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    checkpoint = verbs.add_parser(
-        "checkpoint", help="a run's checkpoints: list, look at, check, remove old ones"
-    )
-    actions = checkpoint.add_subparsers(metavar="ACTION", required=True, dest="action")
-    ls = _add(actions, "ls", _checkpoint, "the checkpoints of a run, newest first")
-    ls.add_argument("--verify", action="store_true", help="check every hash")
-    show = _add(actions, "show", _checkpoint, "step, origin, identity, files and probe of a checkpoint")
-    verify = _add(
-        actions, "verify", _checkpoint, "compare every file with its hash; status 1 if one is damaged"
-    )
-    prune = _add(actions, "prune", _checkpoint, "remove all but the newest good checkpoints")
-    prune.add_argument("--keep", type=int, required=True, metavar="N", help="good checkpoints that stay")
-    for action in (ls, prune):
-        action.add_argument("what", metavar="run", help="a run folder")
-    for action in (show, verify):
-        action.add_argument("what", help="a run folder or a checkpoint folder")
-
-
 def _token_verbs(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bring = _add(actions, "import", _data_convert, "token files of another tool to a dataset folder")
     bring.add_argument("format", choices=TOKEN_FORMATS)
@@ -239,24 +221,6 @@ def _data_show(arguments: argparse.Namespace) -> int:
     colour = arguments.color == "always" or (arguments.color == "auto" and _shows_colour())
     print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed, colour))
     return 0
-
-
-def _checkpoint(arguments: argparse.Namespace) -> int:
-    if arguments.action == "prune":
-        _at_least(1, {"--keep": arguments.keep})
-    from llmtrain.report.checkpoints import listed, pruned, shown, verified
-
-    what, good = Path(arguments.what), True
-    if arguments.action == "ls":
-        text = listed(what, arguments.verify)
-    elif arguments.action == "prune":
-        text = pruned(what, arguments.keep)
-    elif arguments.action == "show":
-        text = shown(what)
-    else:
-        text, good = verified(what)
-    print(text)
-    return 0 if good else 1
 
 
 def _data_convert(arguments: argparse.Namespace) -> int:
