@@ -150,6 +150,9 @@ def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default="auto",
         help="colour for what is trained on (auto: on a terminal); without it ⟦ and ⟧",
     )
+    diff = _add(actions, "diff", _data_diff, "how two datasets differ; status 0: the same tokens, 1: not")
+    diff.add_argument("folders", nargs=2, metavar="DIR")
+    diff.add_argument("--json", action="store_true", help="for programs")
     _token_verbs(actions)
 
 
@@ -221,6 +224,14 @@ def _data_show(arguments: argparse.Namespace) -> int:
     colour = arguments.color == "always" or (arguments.color == "auto" and _shows_colour())
     print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed, colour))
     return 0
+
+
+def _data_diff(arguments: argparse.Namespace) -> int:
+    from data_prep.difference import difference
+
+    found = difference(*arguments.folders)
+    print(found.as_json() if arguments.json else found.as_text())
+    return 0 if found.same else 1
 
 
 def _data_convert(arguments: argparse.Namespace) -> int:
