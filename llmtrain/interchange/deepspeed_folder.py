@@ -180,11 +180,7 @@ def _add(
 
 
 def _note_scalars(found: Found, state: dict[str, Any], path: Path) -> None:
-    stage, scaler = state.get("zero_stage", 1), state.get("loss_scaler")
-    found.zero_stage = int(stage.args[0] if isinstance(stage, Foreign) else stage)
-    if isinstance(scaler, Foreign) and isinstance(scaler.state, dict):
-        numbers = {key: value for key, value in scaler.state.items() if isinstance(value, (int, float))}
-        found.scaler = {key: float(value) for key, value in numbers.items()}
+    _note_stage(found, state)
     base = state.get("optimizer_state_dict" if found.zero_stage == 3 else "base_optimizer_state")
     if not isinstance(base, dict):
         raise CheckpointError(f"{path} was saved as an elastic checkpoint, which can't be imported")
@@ -194,6 +190,14 @@ def _note_scalars(found: Found, state: dict[str, Any], path: Path) -> None:
             f"{path}: its parameter groups took different numbers of steps: {sorted(counts)}"
         )
     found.updates = int(counts.pop()) if counts else found.step
+
+
+def _note_stage(found: Found, state: dict[str, Any]) -> None:
+    stage, scaler = state.get("zero_stage", 1), state.get("loss_scaler")
+    found.zero_stage = int(stage.args[0] if isinstance(stage, Foreign) else stage)
+    if isinstance(scaler, Foreign) and isinstance(scaler.state, dict):
+        numbers = {key: value for key, value in scaler.state.items() if isinstance(value, (int, float))}
+        found.scaler = {key: float(value) for key, value in numbers.items()}
 
 
 def _number(value: Any) -> float:
@@ -265,8 +269,7 @@ def _read_universal(found: Found) -> None:
         states = (state.get("optimizer_state_dict") or {}).get("state") or {}
         counts = [_number(group["step"]) for group in states.values() if "step" in group]
         found.updates = int(counts[0]) if counts else found.step
-    stage = state.get("zero_stage", 1)
-    found.zero_stage = int(stage.args[0] if isinstance(stage, Foreign) else stage)
+    _note_stage(found, state)
 
 
 def _expect(value: Any, kind: type, path: Path, what: str) -> Any:

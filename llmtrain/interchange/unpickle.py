@@ -3,9 +3,9 @@
     python -I -S unpickle.py FD FD …        each FD is an open file; the answer is one JSON list on stdout
 
 Only the standard library is in this process, and it may open nothing more: no file, no socket, no process.
-A pickle is a program that names what it wants called. This reader knows eight names and stand-ins that do
-nothing for them; any other name ends it. Tensors are not read: the answer says where their bytes lie in the
-file, which whoever asked reads there. Status 0, or 3 with the reason on stderr, headed by the file's place.
+A pickle is a program that names what it wants called. This reader knows the names in `KNOWN`, has stand-ins
+for them that do nothing, and ends at any other. Tensors are not read: the answer says where their bytes lie
+in the file, and whoever asked reads them there. Status 0, or 3 with the file's place and a reason on stderr.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): _inert("DynamicLossScaler"),
     ("deepspeed.utils.tensor_fragment", "fragment_address"): _inert("fragment_address"),
     **{("torch", name): kind for name, kind in STORAGES.items()},
+    **{("torch", name): name for name in ("float16", "bfloat16", "float32")},  # a loss scaler's dtype
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,10 @@ def _interchange(actions: Actions[argparse.ArgumentParser], add: Add) -> None:
     bring.add_argument("run", help="the run's YAML file: model, data, optimizer")
     bring.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
     bring.add_argument("--names", metavar="FILE", help="JSON: DeepSpeed's parameter names and the model's")
+    give = add(actions, "export", _export, "a checkpoint in the format of another tool")
+    give.add_argument("what", help="a run folder or a checkpoint folder")
+    give.add_argument("out", help="folder to write")
+    give.add_argument("--format", choices=("universal", "dcp"), required=True, help="DeepSpeed's or torch's")
 
 
 def _look(arguments: argparse.Namespace) -> int:
@@ -62,4 +67,18 @@ def _import(arguments: argparse.Namespace) -> int:
 
     names = Path(arguments.names) if arguments.names else None
     print(import_run(Path(arguments.folder), arguments.run, arguments.overrides, names))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from llmtrain.interchange.give import export_checkpoint
+
+    print(
+        export_checkpoint(
+            Path(arguments.what),
+            Path(arguments.out),
+            arguments.format,
+            lambda path, why: print(f"passed over {path}: {why}", file=sys.stderr),
+        )
+    )
     return 0

@@ -16,7 +16,8 @@ PACKAGES = ("llmtrain", "data_prep")
 # A heavy dependency enters the code in one place. Key: what is imported; value: the modules that may.
 DOORS = {
     "deepspeed": ("llmtrain.engine",),
-    "torch.distributed": ("llmtrain.engine",),
+    # its checkpoint format lives in the same package: docs/decisions/006-foreign-checkpoints.md
+    "torch.distributed": ("llmtrain.engine", "llmtrain.interchange.dcp"),
     "datasets": ("data_prep.sources",),
     "ray": ("data_prep.on_ray",),
     "liger_kernel": ("llmtrain.model",),
@@ -27,8 +28,12 @@ DOORS = {
 }
 # Reading one of these can run code that a stranger wrote.
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-# A program of its own that reads DeepSpeed's checkpoints: docs/decisions/006-foreign-checkpoints.md.
-PICKLE_EXCEPTIONS = {"llmtrain.interchange.unpickle": "imports pickle"}
+# A program of its own that reads DeepSpeed's checkpoints, and what writes them:
+# docs/decisions/006-foreign-checkpoints.md
+PICKLE_EXCEPTIONS = {
+    "llmtrain.interchange.unpickle": "imports pickle",
+    "llmtrain.interchange.universal": "calls torch.save",
+}
 LIGHT = ("llmtrain.errors", "llmtrain.config", "llmtrain.data", "llmtrain.plan", "llmtrain.cli", "data_prep")
 HEAVY = ("torch", "deepspeed", "transformers", "datasets", "accelerate")
 

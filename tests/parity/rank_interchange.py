@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from rank_programs import VOCAB, RandomRows, open_run, run_file
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +20,7 @@ from llmtrain.config.load import load_run
 from llmtrain.config.world import World
 from llmtrain.engine import start
 from llmtrain.engine.microbatches import micro_batch
+from llmtrain.engine.opening import DTYPES
 from llmtrain.engine.optimizer import adamw
 from llmtrain.model.build import hf_config
 from llmtrain.plan.plan import make_plan
@@ -27,14 +29,16 @@ STEPS = 4
 
 
 def _plan(world: World, model: str, **sections: Any) -> Any:
+    device = "cuda" if sections.get("precision") == "fp16" else "cpu"  # a plan for the CPU refuses fp16
+    type(get_accelerator()).is_fp16_supported = lambda self: True
     with tempfile.TemporaryDirectory() as folder:
-        return make_plan(load_run(run_file(folder, model, 20, **sections)), world.size, "cpu", environ={})
+        return make_plan(load_run(run_file(folder, model, 20, **sections)), world.size, device, environ={})
 
 
-def _plain_engine(plan: Any, more: dict[str, Any]) -> Any:
+def _plain_engine(plan: Any, more: dict[str, Any], seed: int = 3) -> Any:
     """DeepSpeed around a transformers model: what a user's own script would have."""
-    torch.manual_seed(3)
-    dtype = torch.bfloat16 if plan.run.precision == "bf16" else torch.float32
+    torch.manual_seed(seed)
+    dtype = DTYPES[plan.run.precision]
     net = AutoModelForCausalLM.from_config(hf_config(plan.run.model, VOCAB), dtype=dtype)
     optimizer = adamw(net.parameters(), plan.run.optimizer, fused=False)
     engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config={**plan.deepspeed, **more})
@@ -132,3 +136,28 @@ def train_run(world: World, run: str) -> None:
     from llmtrain.train import run as train
 
     train(run, [], "must", world, StopRequest())
+
+
+def load_universal(world: World, folder: str, model: str, templates: list[str]) -> list[list[float]]:
+    """Per strategy: DeepSpeed alone loads a universal checkpoint and takes three steps."""
+    comm = start(world, "cpu")
+    runs = []
+    for template in templates:
+        plan = _plan(world, model, deepspeed=template)
+        scheduler = {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}
+        engine = _plain_engine(
+            plan, {"checkpoint": {"load_universal": True}, "scheduler": scheduler}, seed=11
+        )
+        decay = [group["weight_decay"] for group in engine.optimizer.param_groups]
+        engine.load_checkpoint(folder)
+        assert engine.global_steps == STEPS and engine.lr_scheduler.last_batch_iteration == STEPS - 1
+        assert [group["weight_decay"] for group in engine.optimizer.param_groups] == decay
+        if template == "zero3":  # DeepSpeed 0.19.8 gives all sub-groups one step counter
+            for state in engine.optimizer.optimizer.state.values():
+                state["step"] = state["step"].clone()
+        runs.append(_go_on(engine, plan, comm.rank, STEPS, 3))
+        engine.destroy()
+        del engine
+        gc.collect()
+    comm.barrier()
+    return runs
