@@ -39,6 +39,7 @@ from filters import FILTERS, REST  # noqa: E402
 from record import machine, publish  # noqa: E402
 
 from data_prep.build import build  # noqa: E402
+from data_prep.chain import Clock  # noqa: E402
 from data_prep.corpus import DEFAULT_EOS  # noqa: E402
 from data_prep.engines import FASTEST_FIRST, NotUsableError  # noqa: E402
 from data_prep.tokenizer import train_bpe, write_trained  # noqa: E402
@@ -163,25 +164,23 @@ def chain(world: World) -> list[str]:
     path = world.folder / "pages.jsonl"
     size = write_jsonl(path, texts) / 1e6
     corpus = world.corpus(path, world.tokenizer(texts), FILTERS + REST)
+    Clock.now = staticmethod(time.process_time)
     seconds, report = cpu_of(lambda: build(corpus, overwrite=True))
+    Clock.now = staticmethod(time.perf_counter)
     built = json.loads((world.folder / "out/build.json").read_text())
     spent = dict(built["seconds_by_step"])
-    spent |= {f"{each['step']}: deciding": each["seconds"] for each in built["corpus_wide"]}
-    spent["all else: engines compared, files hashed, shards written"] = max(
-        built["seconds"] - sum(spent.values()), 0
+    spent["all else: engines compared, files hashed, duplicates decided, shards written"] = seconds - sum(
+        spent.values()
     )
     kept = report.manifest.counts.documents_out / report.manifest.counts.documents_in
     lines = [f"{len(texts):,} pages, {size:.1f} MB, from {where}; {kept:.0%} kept."]
-    lines += ["", "| where the time goes | seconds | share | MB/s of all text |", "|---|---:|---:|---:|"]
+    lines += ["", "| where the time goes | CPU seconds | share | MB/s of all text |", "|---|---:|---:|---:|"]
     for name, took in sorted(spent.items(), key=lambda item: -item[1]):
-        lines.append(
-            f"| {name} | {took:.2f} | {took / built['seconds']:.1%} | {size / max(took, 1e-6):,.0f} |"
-        )
+        lines.append(f"| {name} | {took:.2f} | {took / seconds:.1%} | {size / max(took, 1e-6):,.0f} |")
     speed = size / seconds
-    lines.append(f"| all | {built['seconds']:.2f} | | {size / built['seconds']:.2f} |")
-    lines += ["", "Seconds are of the clock, in one process."]
     met = "met" if speed >= GOAL_CHAIN else "missed"
-    lines.append(f"{speed:.2f} MB per CPU second. Goal ({GOAL_CHAIN:g} MB/s per core): {met}.")
+    lines += [f"| all | {seconds:.2f} | | {speed:.2f} |", ""]
+    lines.append(f"Goal ({GOAL_CHAIN:g} MB/s per core): {met}, {speed:.2f}.")
     return lines
 
 

@@ -16,7 +16,19 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def prose_pages(folder: Path | None, megabytes: float) -> tuple[list[str], str]:
-    """English pages as extracted web pages look, and where they are from; what there is may be less."""
+    """English pages as extracted web pages look, and where they are from.
+
+    Where that is not enough, pages of their sentences in new orders follow.
+    """
+    real, where = _real_pages(folder, megabytes)
+    missing = megabytes * 1e6 - sum(len(text.encode()) for text in real)
+    if missing < 1e5:
+        return real, where
+    more = list(mixed_pages(real, missing))
+    return real + more, f"{where}, and {len(more):,} of them made of their sentences in new orders"
+
+
+def _real_pages(folder: Path | None, megabytes: float) -> tuple[list[str], str]:
     places = [folder] if folder else [place for place in PROSE if place.is_dir()]
     found = pages((text for place in places for text in files_in(place)), megabytes * 1e6)
     where = ", ".join(map(str, places))

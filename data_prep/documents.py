@@ -193,10 +193,11 @@ def _text_of(
     text = text.removeprefix("\ufeff")
     if not text or text.isspace():
         raise RejectedError("empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RejectedError("lone surrogate") from None
+    if not text.isascii():  # which is known without a look at the text
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RejectedError("lone surrogate") from None
     return text, known
 
 
