@@ -75,10 +75,23 @@ def import_run(where: Path, run: str, overrides: Sequence[str], names: Path | No
     tokens = found.step * job.plan.batch.rows * job.plan.run.data.seq_len
     facts = job.facts(found.step, tokens)
     folder = write(source, job.folder.path, facts)
-    return (
-        f"{folder}: step {found.step} of {found.folder} (ZeRO-{found.zero_stage}, {found.world} ranks, "
-        f"{found.pipeline} stages)\ngo on with: llmtrain train {' '.join([str(run), *overrides])}"
+    return "\n".join(
+        [
+            f"{folder}: step {found.step} of {found.folder} (ZeRO-{found.zero_stage}, {found.world} ranks, "
+            f"{found.pipeline} stages)",
+            *_differences(found, job.plan.run.model_dump(mode="json")),
+            f"go on with: llmtrain train {' '.join([str(run), *overrides])}",
+        ]
     )
+
+
+def _differences(found: Found, run: Mapping[str, Any]) -> Iterator[str]:
+    """What the run will do otherwise than DeepSpeed did."""
+    for name, theirs in found.settings.items():
+        section, _, key = name.partition(".")
+        ours = run[section][key] if key else run[section]
+        if ours != theirs:
+            yield f"note: {name} was {theirs} under DeepSpeed and is {ours} in the run, which counts"
 
 
 def write(source: Source, run_folder: Path, facts: CheckpointFacts) -> Path:

@@ -56,6 +56,7 @@ class Found:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fragments: dict[str, list[Fragment]] = field(default_factory=dict)
     buffers: dict[str, Stored] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # what it was trained with, as a run file names it
 
 
 def read_folder(where: Path) -> Found:
@@ -127,6 +128,7 @@ def _described(folder: Path, stages: list[dict[str, Any]]) -> Found:
         for group in stage.get("param_shapes") or []:
             found.shapes.update({name: tuple(shape) for name, shape in group.items()})
         module = stage.get("module") or {}
+        _note_config(found, stage.get("ds_config") or {})
         found.buffers.update(
             {name: module[name] for name in stage.get("buffer_names") or [] if name in module}
         )
@@ -184,6 +186,7 @@ def _note_scalars(found: Found, state: dict[str, Any], path: Path) -> None:
     base = state.get("optimizer_state_dict" if found.zero_stage == 3 else "base_optimizer_state")
     if not isinstance(base, dict):
         raise CheckpointError(f"{path} was saved as an elastic checkpoint, which can't be imported")
+    _note_groups(found, base.get("param_groups") or [])
     counts = {_number(group["step"]) for group in base.get("state", {}).values() if "step" in group}
     if len(counts) > 1:
         raise CheckpointError(
@@ -198,6 +201,25 @@ def _note_stage(found: Found, state: dict[str, Any]) -> None:
     if isinstance(scaler, Foreign) and isinstance(scaler.state, dict):
         numbers = {key: value for key, value in scaler.state.items() if isinstance(value, (int, float))}
         found.scaler = {key: float(value) for key, value in numbers.items()}
+
+
+def _note_config(found: Found, config: dict[str, Any]) -> None:
+    """Of DeepSpeed's configuration, which may hold secrets too, three facts."""
+    enabled = [name for name in ("bf16", "fp16") if (config.get(name) or {}).get("enabled")]
+    given = {
+        "batch.rows": config.get("train_batch_size"),
+        "optimizer.clip": config.get("gradient_clipping"),
+        "precision": (enabled or ["fp32"])[0] if config else None,
+    }
+    found.settings.update({name: value for name, value in given.items() if value is not None})
+
+
+def _note_groups(found: Found, groups: list[dict[str, Any]]) -> None:
+    """Of the optimizer's parameter groups the hyper-parameters; weight decay is off for some of them."""
+    for name in ("betas", "eps", "weight_decay"):
+        values = [group[name] for group in groups if name in group]
+        if values:
+            found.settings[f"optimizer.{name}"] = max(values)
 
 
 def _number(value: Any) -> float:
@@ -270,6 +292,7 @@ def _read_universal(found: Found) -> None:
         counts = [_number(group["step"]) for group in states.values() if "step" in group]
         found.updates = int(counts[0]) if counts else found.step
     _note_stage(found, state)
+    _note_groups(found, state.get("param_groups") or [])
 
 
 def _expect(value: Any, kind: type, path: Path, what: str) -> Any:

@@ -21,7 +21,7 @@ from llmtrain.errors import CheckpointError
 
 _TOGETHER = 64  # files that one process reads
 _REFUSED = 3  # its status for a file that is not read, as `unpickle.py` has it
-_LIMIT_S = 600
+_LIMIT_S = 600  # and a second for each 20 MB, which are read once
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def _ask(paths: Sequence[Path], descriptors: Sequence[int]) -> list[Any]:
     """The answer of the other process. -I and -S: it sees the standard library and nothing else."""
     program = str(Path(__file__).with_name("unpickle.py"))
     command = [sys.executable, "-I", "-S", "-B", program, *map(str, descriptors)]
+    limit_s = _LIMIT_S + sum(os.fstat(descriptor).st_size for descriptor in descriptors) // 20_000_000
     names = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     with tempfile.TemporaryFile() as answer:
         try:
@@ -108,11 +109,11 @@ def _ask(paths: Sequence[Path], descriptors: Sequence[int]) -> list[Any]:
                 pass_fds=descriptors,
                 env={},
                 cwd="/",
-                timeout=_LIMIT_S,
+                timeout=limit_s,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise CheckpointError(f"{names}: given up after {_LIMIT_S} s of reading the pickle") from None
+            raise CheckpointError(f"{names}: given up after {limit_s} s of reading the pickle") from None
         if done.returncode == _REFUSED:
             place, _, why = done.stderr.decode(errors="replace").strip().partition(" ")
             raise CheckpointError(f"{paths[int(place)]} is not read: {why}")

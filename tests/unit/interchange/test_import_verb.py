@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed_files import write_zero3
+from deepspeed_files import write_tied_pipeline, write_zero3
 from transformers import AutoConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "surface"))
@@ -50,7 +50,9 @@ def test_a_deepspeed_folder_becomes_a_run_that_goes_on(
     assert "is at step 4 already" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(command) == 0, capsys.readouterr().err
-    assert "step 4 of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "step 4 of" in told and "batch.rows" not in told
+    assert "optimizer.betas was [0.9, 0.999] under DeepSpeed and is [0.9, 0.95] in the run" in told
     manifest = Checkpoint(tmp_path / "run/checkpoints/step-00000004").manifest
     assert manifest.scalars["updates"] == 4 and manifest.identity.seed == 3
     assert (manifest.topology.world, manifest.topology.zero_stage) == (2, 3)
@@ -80,6 +82,29 @@ def test_names_are_found_under_wrappings_or_in_a_table(tmp_path: Path, tiny: Any
         CheckpointError, match="a.model.embed_tokens.weight and b.model.embed_tokens.weight would"
     ):
         found(tmp_path / "d", twice)
+
+
+def test_numbered_layers_and_a_tied_weight_of_a_pipeline_come_in_by_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canon = canon_of(AutoConfig.for_model(**TINY, tie_word_embeddings=True))
+    embedding, *rest = canon.shapes
+    table = {
+        "tied_modules.embed.weight": embedding,
+        **{f"{n}.layer.w": name for n, name in enumerate(rest, 1)},
+    }
+    theirs = {name: canon.shapes[ours] for name, ours in table.items()}
+    tied, *layers = theirs
+    half = len(layers) // 2
+    stages = [
+        {name: theirs[name] for name in names} for names in ((tied, *layers[:half]), (*layers[half:], tied))
+    ]
+    save = write_tied_pipeline(tmp_path, stages, monkeypatch)
+    source = Source(read_folder(save), canon, table)
+    values = {(piece.name, piece.kind): piece.tensor for piece in source.slices()}
+    assert {name for name, _ in values} == set(canon.shapes)
+    assert float(values[embedding, "fp32"][0]) == 0.0, "the first stage's copy counts"
+    assert float(values[table[layers[half]], "exp_avg"][0]) == 1000.25
 
 
 def test_another_model_is_refused(tmp_path: Path, tiny: Any) -> None:
