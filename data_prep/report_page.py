@@ -248,7 +248,7 @@ def _time(times: Row) -> list[Markup] | None:
         return None
     steps.sort(key=lambda each: -each[2])
     rows = [
-        _row(step, when, f"{seconds:,.1f}", _percent(seconds, total), bar(seconds / total))
+        _row(step, when, f"{seconds:,.2f}", _percent(seconds, total), bar(seconds / total))
         for when, step, seconds in steps
     ]
     note = "Seconds of all workers together, by what they were spent on."

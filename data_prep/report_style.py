@@ -6,10 +6,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e3; --soft: #9a9ca1; --rule: #35373b;
   --paper: #17181a; --place: #26282b; --fill: #6fb0cf; --lost: #dd935f; } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --rule: #bbb; --paper: #fff;
-  --place: #eee; --fill: #2f6f8f; --lost: #c2703d; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { font-size: 10pt; } main { padding: 0; max-width: none; }
-  tr, figure, .totals { break-inside: avoid; } h2 { break-after: avoid; } }
+  --place: #eee; --fill: #2f6f8f; --lost: #c2703d; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -45,4 +42,11 @@ code { font: .92em ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; o
 figure { margin: .6rem 0 0; } figcaption { color: var(--soft); font-size: .85rem; margin-bottom: .3rem; }
 svg { display: block; width: 100%; height: auto; } .column { fill: var(--fill); }
 .ground { stroke: var(--rule); } svg text { text-anchor: middle; font-size: 15px; fill: var(--soft); }
+@media print { * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  body { font-size: 9.5pt; } main { padding: 0; max-width: none; }
+  h2 { margin-top: 2rem; break-after: avoid; } small, th, code { font-size: 7.5pt; } dd { font-size: 13pt; }
+  .totals { grid-template-columns: repeat(5, 1fr); gap: .8rem; }
+  tr, figure, .totals { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 8.5pt; }
+  th { white-space: normal; vertical-align: bottom; } th, td { padding: .2rem .4rem; }
+  td:has(.bar) { min-width: 3rem; } th:first-child, td:first-child { min-width: 8rem; } }
 """
