@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from llmtrain.engine.watchdog import HUNG
 from llmtrain.errors import EngineError, InputError, StopRequested
 
 POLL_S = 0.05
@@ -112,6 +113,7 @@ class _Crew:
         self.logs = [logs / f"rank-{rank}.log" for rank in range(ranks)]
         self.log_starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
         self.signals_seen = 0
+        self.left_early: list[int] = []  # ended with 0, and then another failed
         self.processes: list[subprocess.Popen[bytes]] = []
         before_exec = _die_with_parent()
         for rank, log in enumerate(self.logs):
@@ -160,6 +162,7 @@ class _Crew:
             statuses = [process.poll() for process in self.processes]
             failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0)]
             if failed:  # noticed together: one killed by a signal is the cause, not a victim
+                self.left_early = [rank for rank, status in enumerate(statuses) if status == 0]
                 return min(failed, key=lambda rank: (statuses[rank] or 0) >= 0)
             if all(status == 0 for status in statuses):
                 return None
@@ -197,6 +200,10 @@ class _Crew:
             ending = f"ended with status {status}"
         said = last_error(self.logs[failed], self.log_starts[failed])
         message = f"rank {failed} of {len(self.processes)} {ending}: {said or 'it left no message'}\n"
+        if said.startswith(f"error: {HUNG}"):  # it names the rank that hung, seldom the first to end
+            message = said.removeprefix("error: ") + "\n"
+        for rank in self.left_early:
+            message += f"rank {rank} had ended with status 0 while it was still needed\n"
         message += f"all ranks were ended; each one's log is in {self.logs[failed].parent}/"
         error: type[InputError | EngineError] = InputError if status == 2 else EngineError
         raise error(message)
@@ -217,7 +224,7 @@ def last_error(log: Path, start: int = 0) -> str:
         file.seek(max(start, log.stat().st_size - 262_144))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
-    width = max(200, shutil.get_terminal_size().columns)
+    width = max(400, shutil.get_terminal_size().columns)
     return (errors or lines or [""])[-1][:width]
 
 

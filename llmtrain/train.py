@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             follow_launchers()
         run(arguments.run, arguments.overrides, arguments.resume, world, stop)
         return 0
-    except Exception as error:  # noqa: BLE001 - this is where a rank ends
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - this is where a rank ends; nothing else ends it
         status = tell(error, world, arguments.debug)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def tell(error: Exception, world: World | None, debug: bool) -> int:
+def tell(error: Exception | SystemExit, world: World | None, debug: bool) -> int:
     """Says on stderr, and in the rank's log, why the run ended; returns the exit status."""
     expected = isinstance(error, LlmtrainError)
     status = error.exit_status if isinstance(error, LlmtrainError) else 1

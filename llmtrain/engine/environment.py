@@ -54,15 +54,26 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> Torc
     import deepspeed.ops
     import torch
 
+    from llmtrain.engine.rendezvous import is_kept_over_restarts, store_of_this_start
+
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     _give_every_group(timeout)
     if device == "cuda":
         torch.cuda.set_device(world.local_rank)
     if not torch.distributed.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
         try:
+            if is_kept_over_restarts():
+                torch.distributed.init_process_group(
+                    backend,
+                    store=store_of_this_start(world, timeout),
+                    rank=world.rank,
+                    world_size=world.size,
+                    timeout=timeout,
+                )
             deepspeed.init_distributed(
-                dist_backend="nccl" if device == "cuda" else "gloo",
+                dist_backend=backend,
                 auto_mpi_discovery=False,
                 verbose=False,
                 timeout=timeout,

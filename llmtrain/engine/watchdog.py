@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 GATHER_S = 4.0  # how long the ranks wait for each other's reports
+HUNG = "no progress for"  # so the summary begins; the launcher knows it by that
 LONG_PHASES = 3  # times the limit: opening, the first step (which may compile), evaluation, saving
 _COLLECTIVE = re.compile(
     r"all_reduce|reduce_scatter|all_gather|all_to_all|broadcast|barrier|^reduce$|^gather$|^send$|^recv$"
@@ -189,7 +190,7 @@ def summary(reports: Mapping[int, Mapping[str, object]], size: int) -> str:
         said = place.replace("is in", "are in").replace("waits in", "wait in") if many else place
         parts.append(f"{_ranks(ranks) if len(ranks) <= 4 else f'{len(ranks)} ranks'} {said}")
     longest = max((float(str(report["waited_s"])) for report in reports.values()), default=0.0)
-    return f"no progress for {longest:.0f} s: " + ", ".join(parts)
+    return f"{HUNG} {longest:.0f} s: " + ", ".join(parts)
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -98,6 +98,47 @@ def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
         launch([], 3, tmp_path / "logs", script(tmp_path, body))
 
 
+def test_a_rank_that_leaves_early_is_named_beside_the_one_that_misses_it(tmp_path: Path) -> None:
+    body = """
+        if rank == 1: sys.exit(0)
+        time.sleep(1)
+        print("error: connection closed", file=sys.stderr)
+        sys.exit(1)
+    """
+    with pytest.raises(EngineError) as caught:
+        launch([], 3, tmp_path / "logs", script(tmp_path, body))
+    assert "rank 1 had ended with status 0 while it was still needed" in str(caught.value).splitlines()
+    assert "of 3 ended with status 1: error: connection closed" in str(caught.value)
+
+
+def test_a_hang_is_told_as_the_ranks_have_told_it(tmp_path: Path) -> None:
+    body = """
+        if rank == 1:
+            print("error: no progress for 9 s: rank 0 gives no sign (stopped)", file=sys.stderr)
+            sys.exit(1)
+        time.sleep(60)
+    """
+    with pytest.raises(EngineError) as caught:
+        launch([], 2, tmp_path / "logs", script(tmp_path, body))
+    assert str(caught.value).splitlines()[0] == "no progress for 9 s: rank 0 gives no sign (stopped)"
+
+
+def test_a_library_that_exits_with_0_in_a_run_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exits(*_: object) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("llmtrain.train.run", exits)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    from llmtrain.train import main
+
+    assert main(["run.yaml"]) == 1
+    assert "error: SystemExit: 0" in capsys.readouterr().err
+
+
 def test_only_this_launchs_log_is_searched_for_the_cause(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     log.write_text("OldError: of an earlier run\n")

@@ -1,0 +1,186 @@
+"""A rank in which something goes wrong at a chosen place of a whole run; all else is `llmtrain train`.
+
+    torchrun --nproc-per-node 2 tests/faults/rank_faulty.py FAULT RUN.yaml key=value …
+    python tests/faults/rank_faulty.py --own FAULT RUN.yaml …       `llmtrain train --ranks 2` with such ranks
+    worlds.run("faults/rank_faulty.py:train", 2, fault={…}, arguments=[…])
+
+FAULT is JSON: {"rank": 1, "place": "forward", "step": 3, "kind": "kill", "mark": FILE}. The step is counted
+from 1; FILE is made by the rank just before, so that whoever watches knows the moment; a fault whose file is
+there already does not happen again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+KINDS = ("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "spike")
+# place: (module, class or "" for the module itself, function); the fault comes when it is called
+PLACES = {
+    "start-up": ("llmtrain.train", "", "run"),
+    "opening": ("llmtrain.engine", "", "open_engine"),
+    "loading": ("llmtrain.engine.base", "DeepSpeedEngineBase", "load"),
+    "training": ("llmtrain.engine.base", "DeepSpeedEngineBase", "_begin"),
+    "data": ("llmtrain.data.dataset", "Dataset", "windows"),
+    "forward": ("llmtrain.model.stages", "StageModel", "hidden"),
+    "backward": ("deepspeed.runtime.engine", "DeepSpeedEngine", "backward"),
+    "update": ("deepspeed.runtime.engine", "DeepSpeedEngine", "_take_model_step"),
+    "saving": ("llmtrain.checkpoint.background", "Saver", "save"),
+}
+
+
+class Now:
+    """Which step this rank is in, counted from 1, and whether it evaluates."""
+
+    step = 0
+    evaluates = False
+
+
+def strike(kind: str) -> None:
+    """What goes wrong."""
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "exception":
+        raise RuntimeError("a fault that was put here")
+    elif kind == "exit 0":
+        sys.exit(0)
+    elif kind == "memory":
+        _run_out_of_memory()
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "sleep":
+        time.sleep(3600)
+    elif kind == "hold the interpreter":
+        ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter lock
+
+
+def _run_out_of_memory() -> None:
+    """The process may take 64 MiB more, and wants more."""
+    import torch
+
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20),) * 2)
+    taken = []
+    while True:
+        taken.append(torch.ones(4 << 20))
+
+
+def inject(fault: dict[str, Any]) -> None:
+    """Puts the fault in its place, if it is this rank's; rank -1 is every rank."""
+    if not fault or fault["rank"] not in (-1, int(os.environ["RANK"])) or _struck(fault):
+        return
+    place, step = fault["place"], fault.get("step", 1)
+    _follow_steps(fault)
+    if fault["kind"] == "spike":
+        return
+    if place == "evaluation":
+        for engine in ("zero", "pipeline"):
+            where = (f"llmtrain.engine.{engine}", "", "micro_batch")
+            _before(where, lambda: Now.evaluates and Now.step >= step, fault)
+    elif place in ("start-up", "opening", "loading"):  # before any step
+        _before(PLACES[place], lambda: True, fault)
+    else:
+        _before(PLACES[place], lambda: Now.step >= step and (place == "saving" or not Now.evaluates), fault)
+
+
+def _struck(fault: dict[str, Any]) -> bool:
+    return Path(fault["mark"]).exists()
+
+
+def _before(place: tuple[str, str, str], when: Callable[[], bool], fault: dict[str, Any]) -> None:
+    module, owner, name = place
+    holder: Any = importlib.import_module(module)
+    holder = getattr(holder, owner) if owner else holder
+    original = getattr(holder, name)
+
+    @functools.wraps(original)
+    def faulty(*values: Any, **names: Any) -> Any:
+        if when() and not _struck(fault):
+            Path(fault["mark"]).write_text(str(time.time()))
+            strike(fault["kind"])
+        return original(*values, **names)
+
+    setattr(holder, name, faulty)
+
+
+def _follow_steps(fault: dict[str, Any]) -> None:
+    """Keeps `Now`; a loss that is a spike is made here, on every rank alike."""
+    from llmtrain.engine.pipeline import PipeEngine
+    from llmtrain.engine.zero import ZeroEngine
+
+    def followed(train: Any) -> Any:
+        def train_step(self: Any, rows: Any, lr: float, step: int = 0, *more: Any, **names: Any) -> Any:
+            Now.step, Now.evaluates = step + 1, False
+            undo = _spike(self) if fault["kind"] == "spike" and Now.step == fault["step"] else lambda: None
+            try:
+                return train(self, rows, lr, step, *more, **names)
+            finally:
+                undo()
+
+        return train_step
+
+    def evaluating(evaluate: Any) -> Any:
+        def called(self: Any, rows: Any) -> Any:
+            Now.evaluates = True
+            return evaluate(self, rows)
+
+        return called
+
+    for engine in (ZeroEngine, PipeEngine):
+        engine.train_step = followed(engine.train_step)  # type: ignore[method-assign]
+        engine.evaluate = evaluating(engine.evaluate)  # type: ignore[method-assign]
+
+
+def _spike(engine: Any) -> Callable[[], None]:
+    from rank_poison import poison_loss
+
+    return poison_loss(engine, 100.0)
+
+
+def train(world: Any, fault: dict[str, Any], arguments: list[str], environment: Any = None) -> int:
+    """A rank of a forked world; a failed run ends the process with its status."""
+    os.environ["LLMTRAIN_LAUNCHER"] = "llmtrain"
+    os.environ.update((environment or {}).get(str(world.rank), {}))
+    inject(fault)
+    from llmtrain.train import main
+
+    mine = [word for word in arguments if not word.startswith("@")]
+    mine += [
+        word.partition(":")[2] for word in arguments if word.startswith(f"@{world.rank}:")
+    ]  # only this rank's
+    return main(mine)
+
+
+def export_run(world: Any, run: str, out: str) -> None:
+    """An export in a process of its own."""
+    from llmtrain.export import export
+
+    export(Path(run), Path(out))
+
+
+def _main(argv: Sequence[str]) -> int:
+    words = [word for word in argv if not word.startswith("--local_rank")]  # deepspeed puts it first
+    if words[0] == "--own":
+        from llmtrain import cli, launch
+
+        program = (sys.executable, __file__, words[1])
+        launch.launch = functools.partial(launch.launch, program=program)
+        return cli.main(["train", *words[2:]])
+    inject(json.loads(words[0]))
+    from llmtrain.train import main
+
+    return main(words[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""A sample of the fault table's rows that need whole runs; `benchmarks/faults.py` runs all of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import rows_of_processes as processes
+import rows_of_runs as runs
+import rows_of_state as state
+from whole_runs import Lab
+
+Row = Callable[[Lab, int, random.Random], state.Outcome]
+SEED = 4
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, worlds: Any) -> Iterator[Lab]:
+    yield Lab(tmp_path_factory.mktemp("faults"), worlds)
+
+
+def broken(row: Row, lab: Lab, number: int) -> str:
+    return row(lab, number, random.Random(SEED + number)).broken
+
+
+@pytest.mark.parametrize(
+    ("row", "number"),
+    [
+        (state.killed_anywhere, 1),
+        (state.preempted_again_and_again, 1),
+        (runs.edited, 7),
+    ],
+)
+def test_a_run_that_was_killed_or_edited(lab: Lab, row: Row, number: int) -> None:
+    assert not broken(row, lab, number)
+
+
+def test_a_rank_that_leaves_early_ends_all_and_is_named(lab: Lab) -> None:
+    assert not broken(processes.dead_rank, lab, processes.dying("exit 0", "forward"))
+
+
+def test_a_stopped_rank_is_named_and_ends_the_run(lab: Lab) -> None:
+    assert not broken(processes.hung_rank, lab, 0)
+
+
+@pytest.mark.parametrize("how", ["one rank", "STOP"])
+def test_a_stop_is_one_agreed_checkpoint_and_status_75(lab: Lab, how: str) -> None:
+    assert not broken(processes.asked_to_stop, lab, processes.SIGNALS.index(how))
+
+
+def test_no_rank_outlives_torchrun(lab: Lab) -> None:
+    assert not broken(processes.killed_launcher, lab, processes.LAYERS.index(("torchrun", 0)))
