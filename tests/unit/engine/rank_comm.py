@@ -18,6 +18,7 @@ def talk(world: World) -> dict[str, Any]:
     total = comm.sum(torch.tensor([1.0, float(world.rank)]))
     comm.barrier()
     group = torch.distributed.new_group([0, 1])
+    comm.barrier()  # rank 0 holds the store, which new_group needs to the end
     backend = group._get_backend(torch.device("cpu"))
     return {
         "everybody": everybody,
