@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from data_prep.report_facts import PAGE
 from llmtrain.data.manifest import Manifest
 
 
@@ -66,4 +68,7 @@ class BuildReport:
         )
         lines.append(f"made by {tokenizer.engine}")
         lines.append(f"fingerprint {manifest.fingerprint}")
+        page = Path(self.folder).expanduser() / PAGE
+        if page.is_file():  # not beside datasets of older versions
+            lines.append(f"more in {page}")
         return "\n".join(lines)
