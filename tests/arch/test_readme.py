@@ -28,6 +28,8 @@ COMMANDS = {
     "llmtrain data show data/stdlib": IN_ORDER,
     "llmtrain plan recipes/demo.yaml": IN_ORDER,
     "llmtrain train recipes/demo.yaml --ranks 2": IN_ORDER,
+    "llmtrain report runs/demo": IN_ORDER,
+    "llmtrain checkpoint ls runs/demo": IN_ORDER,
     "llmtrain eval runs/demo --data data/stdlib": IN_ORDER,
     "llmtrain export runs/demo export/demo": IN_ORDER,
     'llmtrain generate export/demo "def read("': IN_ORDER,

@@ -49,7 +49,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_the_commands_in_order(said: dict[str, str]) -> None:
-    assert list(said) == ["build", "show", "plan", "train", "eval", "export", "generate", "doctor"]
+    assert list(said) == [
+        *("build", "show", "plan", "train", "report", "checkpoint"),
+        *("eval", "export", "generate", "doctor"),
+    ]
 
 
 def test_what_the_commands_say(said: dict[str, str]) -> None:
@@ -57,3 +60,5 @@ def test_what_the_commands_say(said: dict[str, str]) -> None:
     assert "step 4" in said["export"]
     assert said["generate"].startswith("def read(")
     assert "zero1" in said["plan"]
+    assert "goodput" in said["report"]
+    assert "step-00000004" in said["checkpoint"] and "good" in said["checkpoint"]
