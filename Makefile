@@ -37,8 +37,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## text to a model that talks, on this machine (about 6 minutes on 2 cores)
 	@$(BIN)/llmtrain demo
 
-test: $(INSTALLED)  ## all tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gpu: $(INSTALLED)  ## the tests that need an NVIDIA GPU
 	@DS_ACCELERATOR=cuda $(BIN)/python -m pytest tests/gpu

@@ -31,7 +31,16 @@ class SkipLedger:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self.note(report)
 
+    def pytest_testnodedown(self, node: object) -> None:
+        """A process of pytest-xdist has ended; what it skipped while collecting nobody else has heard."""
+        for line in getattr(node, "workeroutput", {}).get("unlisted skips", []):
+            if line not in self.unlisted:
+                self.unlisted.append(line)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["unlisted skips"] = self.unlisted
         if self.unlisted:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -19,6 +19,7 @@ def pytest_configure(config):
 """
 
 
+@pytest.mark.parametrize("processes", [[], ["-n", "1"]])
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -28,12 +29,12 @@ def pytest_configure(config):
         ("@pytest.mark.xfail\ndef test_a():\n    assert False", 0),
     ],
 )
-def test_only_listed_skips_pass(tmp_path: Path, body: str, status: int) -> None:
+def test_only_listed_skips_pass(tmp_path: Path, body: str, status: int, processes: list[str]) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "skips.txt").write_text("# why\nneeds a CUDA device*\n")
     (tmp_path / "test_one.py").write_text(f"import pytest\n\n{body}\n\n\ndef test_b():\n    pass\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *processes, str(tmp_path)],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS)}, timeout=60,
         capture_output=True, text=True,
     )  # fmt: skip
