@@ -54,8 +54,9 @@ def write_dcp(checkpoint: Checkpoint, out: Path) -> None:
                 entries[key] = torch.empty(tensor.shape, dtype=dtype, device="meta")
                 if moment:
                     entries[f"optimizer.state.{name}.step"] = torch.tensor(checkpoint.scalars["updates"])
-        # without copying ahead, the writer asks for a tensor when the one before is written
-        writer = FileSystemWriter(out, per_thread_copy_ahead=0)
+        # without copying ahead it asks for a tensor when the one before is written, and it keeps the
+        # tensors of a file until that file is whole: so each has its own
+        writer = FileSystemWriter(out, single_file_per_rank=False, per_thread_copy_ahead=0)
         with warnings.catch_warnings():  # that this is a single process
             warnings.simplefilter("ignore", UserWarning)
             try:

@@ -112,6 +112,7 @@ def test_deepspeed_goes_on_from_a_universal_checkpoint(worlds: Any, saved: Any, 
             assert torch.equal(again.reader().tensor(name, kind), first.reader().tensor(name, kind))
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torch_loads_a_distributed_checkpoint(saved: Any, tmp_path: Path) -> None:
     """Into a model and an AdamW of plain torch, which then hold exactly what the checkpoint holds."""
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
