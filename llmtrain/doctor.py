@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmtrain.engine import nvme
 from llmtrain.engine.build_locks import build_locks, extension_folder
 from llmtrain.launch import rank_environment, rendezvous_port
 from llmtrain.report.environment import device_name, versions
@@ -141,15 +142,13 @@ def _ops() -> list[Finding]:
         findings.append(Finding(package, "note" if cuda and not there else "good", text))
     built = {path.parent.name for path in extension_folder().glob("*/*/*.so")}
     built |= {path.parent.name for path in extension_folder().glob("*/*.so")}
-    for op, switch, use in (
-        ("cpu_adam", "DS_BUILD_CPU_ADAM", "offloaded optimizer"),
-        ("async_io", "DS_BUILD_AIO", "NVMe offload"),
+    cpu_adam = "DS_BUILD_CPU_ADAM=1 pip install --force-reinstall --no-deps --no-build-isolation deepspeed"
+    for op, build, use in (
+        ("cpu_adam", cpu_adam, "offloaded optimizer"),
+        ("async_io", f"{nvme.BUILD} (needs libaio's headers: apt-get install libaio-dev)", "NVMe offload"),
     ):
-        if op in built:
-            findings.append(Finding(op, "good", f"{use}: built"))
-        else:
-            build = f"{switch}=1 pip install --force-reinstall --no-deps --no-build-isolation deepspeed"
-            findings.append(Finding(op, "good", f"{use}: not built; if you want it: {build}"))
+        text = "built" if op in built else f"not built; if you want it: {build}"
+        findings.append(Finding(op, "good", f"{use}: {text}"))
     return findings
 
 

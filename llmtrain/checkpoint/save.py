@@ -228,7 +228,7 @@ def in_file_order(engine: Engine, specs: Sequence[TensorSpec]) -> Iterator[tuple
     for width in sorted({spec.dtype.itemsize for spec in specs}, reverse=True):
         for piece in engine.slices():
             if piece.tensor.numel() and piece.tensor.element_size() == width:
-                yield f"{piece.name}|{piece.kind}|{piece.start}", piece.tensor
+                yield f"{piece.name}|{piece.kind}|{piece.start}", piece.values()
 
 
 @contextlib.contextmanager

@@ -241,7 +241,7 @@ AIO = _section(
     intra_op_parallelism=_whole(1),
     single_submit=_flag(False),
     overlap_events=_flag(True),
-    use_gds=_flag(False),
+    use_gds=_refused("GPUDirect Storage needs an op that a run would have to compile; remove it", False),
 )
 TORCH_AUTOCAST = _section(
     enabled=_refused("the run's `precision` decides; remove torch_autocast", False),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmtrain.engine import nvme
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.draws import Draws
 from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
@@ -222,5 +223,6 @@ class DeepSpeedEngineBase:
         """Frees DeepSpeed's buffers and leaves the process group."""
         self.comm.barrier()
         self.deepspeed.destroy()
+        nvme.remove(self.plan, self.comm.rank)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@ import deepspeed
 import torch
 
 from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.nvme import deepspeed_config
 from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
 from llmtrain.engine.pipeline import PipeEngine, StagePipeline, StepLoss
@@ -38,10 +39,11 @@ def open_engine(
         else torch.device("cpu")
     )
     dtype = DTYPES[run.precision]
+    config = deepspeed_config(plan, comm)
     cuts = plan_cuts(hf_config, topology.pipeline)
     index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis
     if topology.zero_stage == 3:
-        partitioner = Zero3Partitioner(dict(plan.deepspeed), comm.rank)
+        partitioner = Zero3Partitioner(config, comm.rank)
         stage = build_partitioned(
             hf_config, dtype, device, run.seed, weights, kernels, zero3=partitioner, recompute=run.recompute
         )
@@ -52,12 +54,12 @@ def open_engine(
     optimizer = adamw(stage.parameters(), run.optimizer, fused=kernels.optimizer == "fused")
     _assert_equal_groups(comm, optimizer)
     if topology.pipeline == 1:
-        engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=dict(plan.deepspeed))
+        engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=config)
         return ZeroEngine(plan, stage, engine, comm, dp_rank=comm.rank)
     loss_fn = StepLoss(stage)
     with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its topology
         module = StagePipeline(stage, index, topology.pipeline, loss_fn)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(plan.deepspeed))
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     pipe = PipeEngine(plan, stage, engine, comm, dp_rank=comm.rank % topology.dp)
     pipe.step_loss = loss_fn
     return pipe

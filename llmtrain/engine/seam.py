@@ -8,7 +8,7 @@ tensor exactly once, so it knows nothing of ranks, ZeRO stages or pipelines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,8 +51,8 @@ class EvalResult:
 class Slice:
     """Elements `start … start + len(tensor)` of the flattened canonical tensor `name`.
 
-    `shape` is the whole tensor's; `tensor` is 1-D, on any device, and may be a view of live state:
-    copy it before the next step.
+    `shape` is the whole tensor's; `tensor` is 1-D and on any device: the meta device when what it stands for
+    lies on a disk. `values()` may be a view of live state: copy it before the next slice is asked for.
     """
 
     name: str
@@ -60,6 +60,11 @@ class Slice:
     shape: tuple[int, ...]
     start: int
     tensor: torch.Tensor
+    read: Callable[[], torch.Tensor] | None = None  # of what lies on a disk
+
+    def values(self) -> torch.Tensor:
+        """The elements themselves, read from the disk if need be."""
+        return self.tensor if self.read is None else self.read()
 
 
 class SliceReader(Protocol):

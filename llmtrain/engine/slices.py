@@ -3,7 +3,7 @@
 Three layouts exist in DeepSpeed 0.19.8, one class each:
 
     FlatState    ZeRO-1/2 and BF16_Optimizer: fp32 partitions of flattened groups, mapped by `_hp_mapping`
-    Zero3State   ZeRO-3: each parameter cut into equal parts, the last one padded
+    Zero3State   ZeRO-3: each parameter cut into equal parts, the last one padded; may lie on an NVMe disk
     WholeState   ZeRO-0: every rank holds everything, so the ranks share the saving
 
 All are given zero moments and a step count at once, so that what is saved and loaded never depends on
@@ -12,8 +12,10 @@ whether a first step was taken.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -110,58 +112,106 @@ class FlatState:
 
 
 class Zero3State:
-    """ZeRO-3: `ds_tensor` is this rank's part of a parameter, padded at the end."""
+    """ZeRO-3: `ds_tensor` is this rank's part of a parameter, padded at the end.
+
+    The fp32 parts lie one after another in flat tensors, one for each of DeepSpeed's sub-groups. Those of a
+    sub-group that lies on NVMe are empty until it is swapped in; small ones stay in memory there too.
+    """
 
     def __init__(self, optimizer: Any, named: list[NamedParameter], rank: int):
         self._optimizer = optimizer
-        self._named = named
         self._rank = rank
-        self._flat: list[torch.Tensor] = optimizer.fp32_partitioned_groups_flat
-        _fill(optimizer.optimizer, self._flat, 0)
+        self._groups: list[list[NamedParameter]] = [[] for _ in optimizer.fp32_partitioned_groups_flat]
+        for entry in named:
+            self._groups[self._place(entry)[0]].append(entry)
+        for index in range(len(self._groups)):
+            with self._changing(index):
+                self._fill(index, 0)
 
-    def _parts(self) -> Iterator[tuple[NamedParameter, int, int]]:
-        """(parameter, first element, elements) that this rank owns, padding left out."""
-        for entry in self._named:
-            parameter: Any = entry.parameter
-            part = parameter.ds_tensor.ds_numel
+    def _place(self, entry: NamedParameter) -> tuple[int, int, int]:
+        """(sub-group, first element in it, elements) of this rank's padded part."""
+        return self._optimizer.grad_position[self._optimizer.get_param_id(entry.parameter)]
+
+    def _parts(self, index: int) -> Iterator[tuple[NamedParameter, int, int, int]]:
+        """A sub-group's parts: (parameter, where it lies, first element, elements without padding)."""
+        for entry in self._groups[index]:
+            _, place, part = self._place(entry)
             start = self._rank * part
-            length = min(part, parameter.ds_numel - start)
+            length = min(part, entry.parameter.ds_numel - start)  # type: ignore[attr-defined]
             if length > 0:
-                yield entry, start, length
+                yield entry, place, start, length
+
+    def _tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """The flat tensors of a sub-group by kind."""
+        flat = self._optimizer.fp32_partitioned_groups_flat[index]
+        return {
+            "fp32": flat.detach(),
+            **{kind: self._optimizer.optimizer.state[flat][kind] for kind in MOMENTS},
+        }
+
+    def _fill(self, index: int, step: int) -> None:
+        _fill(self._optimizer.optimizer, [self._optimizer.fp32_partitioned_groups_flat[index]], step)
+
+    @contextlib.contextmanager
+    def _changing(self, index: int) -> Iterator[None]:
+        """Inside, a sub-group is in memory; what became of it is written back."""
+        swapped = self._optimizer._swappable_optimizer_subgroup(index)
+        if swapped:
+            self._optimizer._optimizer_states_and_gradient_swap_in(index)
+        yield
+        if swapped:
+            self._optimizer._optimizer_states_and_gradient_swap_out(index)
 
     def slices(self) -> Iterator[Slice]:
-        """This rank's part of each parameter."""
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+        """This rank's part of each parameter, one sub-group after another."""
+        for index in range(len(self._groups)):
+            if self._optimizer._swappable_optimizer_subgroup(index):
+                yield from self._slices_on_disk(index)
+                continue
+            tensors = self._tensors(index)
+            for entry, place, start, length in self._parts(index):
+                shape = tuple(entry.parameter.ds_shape)  # type: ignore[attr-defined]
+                for kind in KINDS:
+                    yield Slice(entry.name, kind, shape, start, tensors[kind][place : place + length])
 
-        for entry, start, length in self._parts():
-            shape = tuple(entry.parameter.ds_shape)  # type: ignore[attr-defined]
-            master = safe_get_local_fp32_param(entry.parameter)
-            yield Slice(entry.name, "fp32", shape, start, master.detach().flatten()[:length])
-            for kind in MOMENTS:
-                moment = safe_get_local_optimizer_state(entry.parameter, kind)
-                yield Slice(entry.name, kind, shape, start, moment.flatten()[:length])
+    def _slices_on_disk(self, index: int) -> Iterator[Slice]:
+        """Swapped in when a value is asked for, released when the walk goes on to another sub-group."""
+        tensors: dict[str, torch.Tensor] = {}
+
+        def read(kind: str, place: int, length: int) -> torch.Tensor:
+            if not tensors:
+                self._optimizer._optimizer_states_and_gradient_swap_in(index)
+                tensors.update(self._tensors(index))
+            return tensors[kind][place : place + length]
+
+        try:
+            for entry, place, start, length in self._parts(index):
+                shape = tuple(entry.parameter.ds_shape)  # type: ignore[attr-defined]
+                outline = torch.empty(length, dtype=torch.float32, device="meta")
+                for kind in KINDS:
+                    yield Slice(entry.name, kind, shape, start, outline, partial(read, kind, place, length))
+        finally:
+            if tensors:
+                self._optimizer._release_swap_buffers(index)
 
     @torch.no_grad()
     def load(self, reader: SliceReader, step: int) -> None:
         """Fills the fp32 parts and the 16-bit parts, then gathers the small persistent parameters anew."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        persistent = self._optimizer.persistent_parameters
+        optimizer = self._optimizer
+        persistent = optimizer.persistent_parameters
         if persistent:
             persistent[0].partition(persistent)
-        for entry, start, length in self._parts():
-            parameter: Any = entry.parameter
-            padded = torch.zeros(parameter.ds_tensor.numel())
-            padded[:length] = reader.read(entry.name, "fp32", start, length)
-            safe_set_local_fp32_param(parameter, padded.to(parameter.ds_tensor.device))
-            parameter.ds_tensor.data.copy_(padded)
-            for kind in MOMENTS:
-                padded = torch.zeros_like(padded)
-                padded[:length] = reader.read(entry.name, kind, start, length)
-                safe_set_local_optimizer_state(parameter, padded, kind)
-        _fill(self._optimizer.optimizer, self._flat, step)
+        for index in range(len(self._groups)):
+            with self._changing(index):
+                for kind, tensor in self._tensors(index).items():
+                    tensor.zero_()  # the padding
+                    for entry, place, start, length in self._parts(index):
+                        tensor[place : place + length].copy_(reader.read(entry.name, kind, start, length))
+                self._fill(index, step)
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if persistent:
             persistent[0].all_gather(persistent)
+        optimizer.invalidate_secondary_tensor()  # ZeRO++'s copy on each node, gathered anew when needed
 
 
 class WholeState:

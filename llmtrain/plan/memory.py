@@ -96,7 +96,8 @@ def estimate(
     if stage >= 1 and zero.get("offload_optimizer"):
         host, optimizer = optimizer, 0
         if zero["offload_optimizer"]["device"] == "nvme":
-            host = 0
+            # buffers, each as large as a sub-group; every sub-group passes through them in a step
+            host = zero["offload_optimizer"]["buffer_count"] * 4 * min(int(zero["sub_group_size"]), p // dp)
     if stage == 3 and zero.get("offload_param"):
         host += weights if zero["offload_param"]["device"] == "cpu" else 0
         weights = 0

@@ -85,11 +85,7 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
             fix = f"it needs ZeRO stage {' or '.join(map(str, stages))}, here it is {stage}; remove it"
             problems.append(Problem(key, said, template.origin(key), fix))
         if said == "nvme":
-            fix = (
-                "what lies there can't be saved yet (and DeepSpeed's own resume loses Adam's step and small "
-                'groups of weights), so the run could not go on after a stop; use "cpu"'
-            )
-            problems.append(Problem(f"{key}.device", said, template.origin(f"{key}.device"), fix))
+            problems += _nvme_problems(template, name, stage)
     ratio = template.said(f"{_ZERO}offload_optimizer.ratio")
     if ratio is not None and (ratio > 1 or (ratio < 1 and stage != 3)):
         key = f"{_ZERO}offload_optimizer.ratio"
@@ -102,6 +98,24 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
         works = " or ".join(map(str, nearest_values(hpz, divisors(dp))))
         fix = f'{dp} ranks don\'t divide into groups of {hpz}; use {works}, or "auto"'
         problems.append(Problem(key, hpz, template.origin(key), fix))
+    return problems
+
+
+def _nvme_problems(template: Template, name: str, stage: int) -> list[Problem]:
+    """What DeepSpeed can't do with an NVMe disk, or would do wrong without a word."""
+    key = f"{_ZERO}{name}"
+    problems: list[Problem] = []
+    if name == "offload_optimizer" and stage in (1, 2):
+        fix = f'only ZeRO-3 uses a disk, here it is {stage}; write "cpu", or deepspeed: zero3_nvme'
+        problems.append(Problem(f"{key}.device", "nvme", template.origin(f"{key}.device"), fix))
+    if not template.said(f"{key}.nvme_path"):
+        fix = "name the folder on the NVMe disk, an absolute path"
+        problems.append(Problem(f"{key}.nvme_path", None, template.origin(key), fix))
+    at_once = 1 + sum(template.said(f"{key}.pipeline_{way}") is True for way in ("read", "write"))
+    count = template.said(f"{key}.buffer_count")
+    if name == "offload_optimizer" and (4 if count is None else count) < 4 * at_once:
+        fix = f"weights, gradients and two moments of {at_once} sub-groups at a time need {4 * at_once}"
+        problems.append(Problem(f"{key}.buffer_count", count, template.origin(f"{key}.buffer_count"), fix))
     return problems
 
 

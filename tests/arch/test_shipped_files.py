@@ -30,6 +30,7 @@ def test_there_is_something_to_ship() -> None:
         "zero3",
         "zero2_offload",
         "zero3_offload",
+        "zero3_nvme",
         "zeropp",
         "pipeline",
     }

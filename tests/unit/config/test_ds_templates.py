@@ -41,13 +41,13 @@ def refusals(folder: Path, content: Any) -> str:
 
 
 def test_all_shipped_strategies_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names = ["pipeline", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
+    names = ["pipeline", "zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_nvme"]
     names += ["zero3_offload", "zeropp"]
     assert known_templates() == names
     monkeypatch.chdir(tmp_path)  # found from the checkout as well
     assert known_templates() == names
     stages = [zero_stage(load_template(name)) for name in names]
-    assert stages == [1, 0, 1, 2, 2, 3, 3, 3]
+    assert stages == [1, 0, 1, 2, 2, 3, 3, 3, 3]
     assert load_template("zero1").source == "ds_configs/zero1.json"
 
 

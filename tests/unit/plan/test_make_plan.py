@@ -169,10 +169,23 @@ def test_late_gradient_sums_are_refused_in_a_pipeline(run_file: Path, tmp_path: 
             {"stage": 0, "offload_optimizer": {"device": "cpu"}},
             "it needs ZeRO stage 1 or 2 or 3, here it is 0",
         ),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "what lies there can't be saved yet"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "name the folder on the NVMe disk"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "name the folder on the NVMe disk"),
         (
-            {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}},
-            "could not go on after a stop",
+            {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}},
+            'only ZeRO-3 uses a disk, here it is 2; write "cpu", or deepspeed: zero3_nvme',
+        ),
+        (
+            {
+                "stage": 3,
+                "offload_optimizer": {
+                    "device": "nvme",
+                    "nvme_path": "/x",
+                    "buffer_count": 7,
+                    "pipeline_write": True,
+                },
+            },
+            "two moments of 2 sub-groups at a time need 8",
         ),
         ({"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "only ZeRO-3 offloads a part"),
         ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 2}}, "must be at most 1"),

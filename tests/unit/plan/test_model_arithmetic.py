@@ -133,6 +133,7 @@ def resolved(name: str, precision: str, world: int = 8) -> dict[str, Any]:
         ("zero3", "bf16", 8, 20 / 8),
         ("zero2_offload", "bf16", 8, 2 + 6 / 8),
         ("zero3_offload", "bf16", 8, 6 / 8),
+        ("zero3_nvme", "bf16", 8, 6 / 8),
     ],
 )
 def test_bytes_per_parameter(name: str, precision: str, dp: int, per_parameter: float) -> None:
@@ -140,7 +141,14 @@ def test_bytes_per_parameter(name: str, precision: str, dp: int, per_parameter: 
     memory = estimate(llama, resolved(name, precision), dp=dp, seq_len=1, micro=1)
     states = memory.weights + memory.gradients + memory.optimizer
     assert states / llama.parameters == pytest.approx(per_parameter, rel=1e-3)
-    assert (memory.host > 0) == name.endswith("offload")
+    assert (memory.host > 0) == name.endswith(("offload", "nvme"))
+
+
+def test_nvme_needs_its_buffers_in_main_memory() -> None:
+    llama = shape(LLAMA_8B)
+    for dp, group in ((8, 100_000_000), (128, llama.parameters // 128)):  # a whole sub-group, or all there is
+        memory = estimate(llama, resolved("zero3_nvme", "bf16", dp), dp=dp, seq_len=1, micro=1)
+        assert memory.host == 5 * 4 * group + 2 * llama.parameters // dp
 
 
 def test_activations_follow_recompute_and_pipeline() -> None:

@@ -70,6 +70,18 @@ def test_a_machine_without_a_compiler_can_train(monkeypatch: pytest.MonkeyPatch,
     assert "not needed" in compiler.text
 
 
+def test_the_op_for_nvme_is_found_or_its_build_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+
+    def told() -> str:
+        return next(finding.text for finding in doctor._ops() if finding.name == "async_io")
+
+    assert "NVMe offload: not built; if you want it: python -m llmtrain.engine.nvme" in told()
+    (tmp_path / "async_io").mkdir()
+    (tmp_path / "async_io" / "async_io.so").touch()
+    assert told() == "NVMe offload: built"
+
+
 def test_one_broken_library_does_not_hide_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[Finding]:
         raise ImportError("libcuda.so.1: cannot open")
