@@ -68,7 +68,7 @@ ROWS = [
     Row("R17", "a rank dies: 4 kinds × 6 phases", 72, processes.dead_rank, SECONDS),
     Row("R18", "a rank hangs: 5 kinds × 5 engines", 25, processes.hung_rank, "s beyond the limit"),
     Row("R20", "the network between two machines is cut", 20, processes.cut_network, "s beyond the limit"),
-    Row("R21", "asked to stop, in 10 ways", 70, processes.asked_to_stop, SECONDS),
+    Row("R21", "asked to stop, in 13 ways", 65, processes.asked_to_stop, SECONDS),
     Row("R22", "kill -9 of a layer of a launcher", 30, processes.killed_launcher, SECONDS),
     Row("R23", "the lock of a killed build", 10, processes.stale_lock, "s for the whole run"),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),

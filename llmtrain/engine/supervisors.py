@@ -1,7 +1,8 @@
 """A rank whose launcher was killed ends too: nobody would watch it, stop it or tell how it ended.
 
 torchrun, deepspeed and accelerate leave their ranks running when they are killed with SIGKILL. `deepspeed`
-has two layers above a rank, so the kernel's death signal, which knows only the parent, is not enough.
+has two layers above a rank, so the kernel's death signal, which knows only the parent, is not enough. It
+also dies of SIGTERM without a word to its ranks, so they are given seconds to save.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from pathlib import Path
 
 POLL_S = 1.0
+GRACE_S = 7.0  # to save in: together with the poll less than the 10 s in which no orphan may be left
 _SCRIPTS = {"torchrun", "deepspeed", "deepspeed.pt", "accelerate", "accelerate-launch"}
 _MODULES = {
     "torch.distributed.run",
@@ -47,7 +49,9 @@ def _follow(above: list[tuple[int, str]]) -> None:
     wait = threading.Event()
     while all((facts := _facts(pid)) is not None and facts[1] == began for pid, began in above):
         wait.wait(POLL_S)
-    os.kill(os.getpid(), signal.SIGKILL)  # as the launcher was: no half-hearted ending that could hang
+    os.kill(os.getpid(), signal.SIGTERM)  # a request to save and stop, as `deepspeed` never passes one on
+    wait.wait(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)  # no half-hearted ending that could hang
 
 
 def _facts(pid: int) -> tuple[int, str] | None:

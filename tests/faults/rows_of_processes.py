@@ -117,6 +117,9 @@ SIGNALS = (
     "USR1",
     "STOP",
     "limit",
+    "torchrun",
+    "deepspeed",
+    "accelerate",
 )
 
 
@@ -128,7 +131,8 @@ def asked_to_stop(lab: Lab, number: int, draw: random.Random) -> Outcome:
         changes = {**LONG, "checkpoint": {"every": 1}}
     run = lab.run(**changes)
     limit = {"SLURM_JOB_END_TIME": str(int(time.time()) + 180 + 30)} if how == "limit" else {}
-    with Started(run, environment=limit) as started:
+    launcher = how if how in ("torchrun", "deepspeed", "accelerate") else "own"
+    with Started(run, launcher, environment=limit) as started:
         if how == "start-up":
             broken = started.wait_for(lambda: len(started.ranks()) == 2, "two ranks")
             time.sleep(draw.uniform(0.5, 4))
@@ -161,6 +165,8 @@ def stopped_well(run: Path, status: int | None, seconds: float, said: str, how: 
     """What is wrong with a run that was asked to stop."""
     if how == "twice":  # the commit may have been made, or not
         return "" if status not in (0, None) else f"the exit status is {status}: {said[-500:]}"
+    if how in ("torchrun", "deepspeed", "accelerate"):  # their own status, which we can't choose
+        status = 75 if status not in (0, None) else status
     if status != 75:
         return f"the exit status is {status}: {said[-500:]}"
     if seconds > 25 and how != "limit":
@@ -168,7 +174,7 @@ def stopped_well(run: Path, status: int | None, seconds: float, said: str, how: 
     done = losses(run)
     if how == "start-up" and not done:
         return ""  # asked before there was anything to save
-    if not done or committed(run)[-1] != done[-1][0]:
+    if not done or max(committed(run), default=0) != done[-1][0]:
         return f"steps {done[-1:]} were done, {committed(run)} committed"
     if "stopped on request" not in said:
         return f"it does not say why it ended: {said[-300:]}"
