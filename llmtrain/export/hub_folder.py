@@ -79,7 +79,8 @@ def export(
     trained = _DTYPES[checkpoint.manifest.topology.precision]
     written = trained if dtype == "auto" else _DTYPES[dtype]
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    _clear_left(out.absolute())
+    part = out.absolute().with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     part.mkdir(0o755)
     try:
         _write(checkpoint, part, push or out.name, written, shard_bytes)
@@ -93,6 +94,14 @@ def export(
         raise
     url = push_folder(out, push, f"llmtrain export of step {checkpoint.step}", private) if push else None
     return Exported(out, checkpoint.step, _name(written), probe.loss, loss, url)
+
+
+def _clear_left(out: Path) -> None:
+    """Takes away what exports to `out` that were killed on this machine have left half-written."""
+    for left in out.parent.glob(f".{out.name}.*-*.part"):
+        pid = left.name.removeprefix(f".{out.name}.").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_arguments(out: Path, push: str | None, dtype: str) -> None:

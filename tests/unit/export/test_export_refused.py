@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,19 @@ def test_an_export_without_room_says_need_and_have(
     with pytest.raises(LlmtrainError, match=r"no space for the export in .*: need 0\.02 GB, have 0\.00 GB"):
         export(run, tmp_path / "out")
     assert not os.listdir(tmp_path)
+
+
+def test_what_a_killed_export_left_goes_and_one_under_way_stays(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reload_here(monkeypatch)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, under_way = (tmp_path / f".out.{pid}-0123abcd.part" for pid in (gone.pid, os.getpid()))
+    other = tmp_path / f".outer.{gone.pid}-0123abcd.part"
+    for folder in (left, under_way, other):
+        folder.mkdir()
+        (folder / "half.safetensors").touch()
+    export(run, tmp_path / "out")
+    assert not left.exists()
+    assert under_way.exists() and other.exists()
