@@ -38,7 +38,7 @@ demo: $(INSTALLED)  ## text to a model that talks, on this machine (about 6 minu
 	@$(BIN)/llmtrain demo
 
 test: $(INSTALLED)  ## all tests, two files at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(INSTALLED)  ## the tests that need an NVIDIA GPU
 	@DS_ACCELERATOR=cuda $(BIN)/python -m pytest tests/gpu
