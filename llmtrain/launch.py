@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,12 +28,14 @@ from llmtrain.engine.watchdog import HUNG
 from llmtrain.errors import EngineError, InputError, StopRequested
 
 POLL_S = 0.05
+SETTLE_S = 0.4  # a rank whose peer is gone often ends in the same moment, and may be noticed first
 AGREED_GRACE_S = 15.0  # bad input and requested stops end every rank by itself
 CRASH_GRACE_S = 3.0  # after SIGTERM: the peers of a dead rank are usually stuck in a collective
 AGREED = (InputError.exit_status, StopRequested.exit_status)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 _PR_SET_PDEATHSIG = 1
+_PEER_LOST = re.compile(r"(reset|closed) by (remote )?peer|remote process has terminated|broken pipe", re.I)
 
 
 def launch(arguments: Sequence[str], ranks: int, logs: Path, program: Sequence[str] | None = None) -> int:
@@ -158,15 +161,19 @@ class _Crew:
 
     def wait_for_failure(self) -> int | None:
         """The first rank that did not end with 0; None when all did."""
-        while True:
-            statuses = [process.poll() for process in self.processes]
-            failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0)]
-            if failed:  # noticed together: one killed by a signal is the cause, not a victim
-                self.left_early = [rank for rank, status in enumerate(statuses) if status == 0]
-                return min(failed, key=lambda rank: (statuses[rank] or 0) >= 0)
+        while not any(statuses := [process.poll() for process in self.processes]):
             if all(status == 0 for status in statuses):
                 return None
             time.sleep(POLL_S)
+        time.sleep(SETTLE_S)
+        statuses = [process.poll() for process in self.processes]
+        self.left_early = [rank for rank, status in enumerate(statuses) if status == 0]
+        failed = [rank for rank, status in enumerate(statuses) if status]
+        # one killed by a signal is the cause; one that only lost its connection to a peer is a victim
+        return min(failed, key=lambda rank: ((statuses[rank] or 0) >= 0, self._lost_a_peer(rank)))
+
+    def _lost_a_peer(self, rank: int) -> bool:
+        return bool(_PEER_LOST.search(last_error(self.logs[rank], self.log_starts[rank])))
 
     def end_the_others(self, failed: int) -> None:
         """Waits for the ranks to end by themselves if they will, then makes them end."""

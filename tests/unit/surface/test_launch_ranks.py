@@ -85,6 +85,17 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:
     assert gone(int((tmp_path / "pid-0").read_text()))
 
 
+def test_a_rank_that_only_lost_its_peer_is_not_the_one_that_is_named(tmp_path: Path) -> None:
+    body = """
+        if rank == 0:
+            sys.exit("error: RuntimeError: Read error: Connection reset by peer")
+        time.sleep(0.2)
+        sys.exit("error: the disk is full")
+    """
+    with pytest.raises(EngineError, match="rank 1 of 2 ended with status 1: error: the disk is full"):
+        launch([], 2, tmp_path / "logs", script(tmp_path, body))
+
+
 def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
     body = """
         if rank == 2:
