@@ -11,6 +11,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
+import bad_input
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -261,15 +262,7 @@ def test_whatever_is_damaged_the_law_holds_and_nothing_else_is_raised(tmp_path, 
 
 
 LINES: dict[str, bytes] = {
-    "": b'{"text": "good %d"}',
-    "broken JSON": b'{"text": "cut %d',
-    "not UTF-8": b'{"text": "\xff%d"}',
-    "not a JSON object": b'["text", %d]',
-    "no field 'text'": b'{"txt": "x%d"}',
-    "field 'text' is not text": b'{"text": %d}',
-    "empty": b'{"text": "", "n": %d}',
-    "lone surrogate": b'{"text": "\\ud800 %d"}',
-    "duplicate JSON key": b'{"text": "a", "text": "b%d"}',
+    **bad_input.LINES,
     "too large": b'{"text": "' + b"z" * 5000 + b'%d"}',
 }
 
