@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from record import machine, publish
@@ -43,11 +44,12 @@ class Row:
 
 
 LOST, SECONDS = "steps trained again", "s"
+PREEMPTED = partial(state.preempted_again_and_again, steps=60)
 ROWS = [
     Row("R1", "kill -9 of all ranks at a random moment, then resume", 200, state.killed_anywhere, LOST),
-    Row("R2", "kill -9 of a rank inside a save: point × rank × stage", 48, state.killed_in_save),
-    Row("R3", "kill -9 while a resume loads, or in an export", 50, state.killed_in_load_or_export, LOST),
-    Row("R4", "killed after every 1 to 4 saves until done", 20, state.preempted_again_and_again, LOST),
+    Row("R2", "kill -9 of a rank inside a save: point × rank × stage", 72, state.killed_in_save),
+    Row("R3", "kill -9 while a resume loads, or in an export", 100, state.killed_in_load_or_export, LOST),
+    Row("R4", "killed after every 1 to 4 saves until 60 steps are done", 20, PREEMPTED, LOST),
     Row("R5", "resumed twice, every kind of engine, dropout", 45, state.resumed_cell),
     Row("R6", "saved at one topology, loaded at another", 45, state.another_topology, "of a loss apart"),
     Row(
@@ -58,13 +60,15 @@ ROWS = [
         "of a loss apart",
     ),
     Row("R7", "one flipped bit in any file of a checkpoint", 300, state.flipped_bit),
-    Row("R8, R9", "cut, empty, missing, swapped, replaced files", 140, state.damaged_files),
+    Row("R8", "cut, empty, missing, swapped, foreign files", 120, state.damaged_files),
+    Row("R9", "COMMIT or the manifest is something else", 56, state.replaced_files),
     Row("R10", "a disk that fills", 40, state.full_disk),
     Row("R11", "EIO, quota, full or read-only disk at a write", 30, state.failing_disk),
     Row("R12, R13", "kill -9 while saves overlap and one disk is slow", 70, state.slow_writers),
     Row("R13", "killed before the n-th file operation of three saves", 120, state.any_operation),
     Row("R14", "NaN or Inf on one rank, 1, 3, 50 times in a row", 66, state.bad_numbers),
     Row("R15", "a loss 100 times too large", 16, state.spike),
+    Row("R16", "the fp16 loss scale at its floor", 4, state.scale_at_floor),
     Row("R17", "a rank dies: 4 kinds × 6 phases", 72, processes.dead_rank, SECONDS),
     Row("R18", "a rank hangs: 5 kinds × 5 engines", 25, processes.hung_rank, "s beyond the limit"),
     Row("R20", "the network between two machines is cut", 20, processes.cut_network, "s beyond the limit"),

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -222,26 +223,32 @@ def _extra(step: Path, draw: random.Random) -> list[str]:
     return [name]
 
 
-def _pointer(step: Path, draw: random.Random) -> list[str]:
-    """COMMIT or the manifest as R9 has it: dangling, a link, `../`, binary, a folder."""
-    path = step / draw.choice(["COMMIT", "manifest.json"])
+def _replace(name: str, by: str, step: Path, draw: random.Random) -> list[str]:
+    """R9: what says which files count is something else."""
+    path = step / name
     content = path.read_bytes()
     path.unlink()
-    kind = draw.randrange(5)
-    if kind == 0:
+    if by == "a dangling link":
         path.symlink_to(step / "nowhere")
-    elif kind == 1:
+    elif by == "a link":
         (step.parent / "elsewhere").write_bytes(content)
         path.symlink_to(step.parent / "elsewhere")
-    elif kind == 2:
+    elif by == "a path out of it":
         path.write_text("../step-00000003/manifest.json\n")
-    elif kind == 3:
+    elif by == "binary":
         path.write_bytes(draw.randbytes(draw.randint(1, 9000)))
-    else:
+    elif by == "empty":
+        path.touch()
+    elif by == "a folder":
         path.mkdir()
-    return [path.name, "manifest.json"]
+    return [name, "manifest.json"]
 
 
+REPLACED = {
+    f"{name} is {by}": partial(_replace, name, by)
+    for name in ("COMMIT", "manifest.json")
+    for by in ("a dangling link", "a link", "a path out of it", "binary", "empty", "a folder", "missing")
+}
 DAMAGE: dict[str, Callable[[Path, random.Random], list[str]]] = {
     "a flipped bit": _flip,
     "cut off": _truncate,
@@ -250,7 +257,7 @@ DAMAGE: dict[str, Callable[[Path, random.Random], list[str]]] = {
     "swapped rank files": _swap,
     "a file of another step": _other_steps,
     "a rank file too many": _extra,
-    "COMMIT or manifest replaced": _pointer,
+    **REPLACED,
 }
 
 

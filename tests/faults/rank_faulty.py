@@ -61,6 +61,7 @@ def strike(kind: str) -> None:
     elif kind == "sleep":
         time.sleep(3600)
     elif kind == "hold the interpreter":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none may wake it up
         ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter lock
 
 

@@ -1,4 +1,7 @@
-"""Rank side: real engines save behind the loop, and one rank is killed at a chosen point of the save."""
+"""Rank side: real engines save behind the loop, and one rank is killed at a chosen point of the save.
+
+Most points are passed by rank 0 alone. There rank 1 dies while rank 0 stands at the point and then goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,15 +40,36 @@ OF_EVERY_RANK = list(POINTS)[:3]  # the others are rank 0's alone
 
 def cells() -> list[tuple[int, int, str]]:
     """(ZeRO stage, rank, point) of the whole table."""
-    return [
-        (stage, rank, point)
-        for stage in range(4)
-        for rank in range(2)
-        for point in (POINTS if rank == 0 else OF_EVERY_RANK)
-    ]
+    return [(stage, rank, point) for stage in range(4) for rank in range(2) for point in POINTS]
 
 
-def _die_at(point: str, rank: int, folder: str) -> None:
+def _passes(rank: int, point: str) -> bool:
+    return rank == 0 or point in OF_EVERY_RANK
+
+
+def _arrange(point: str, rank: int, victim: int, folder: Path) -> None:
+    """Lets rank `victim` die at the point, or while rank 0 stands there."""
+    if _passes(victim, point):
+        if rank == victim:
+            _at(point, rank, lambda: _die(folder))
+    elif rank == victim:
+        threading.Thread(target=lambda: (_wait_for(folder / "reached"), _die(folder)), daemon=True).start()
+    else:
+        _at(point, rank, lambda: ((folder / "reached").mkdir(), _wait_for(folder / "killed")))
+
+
+def _die(folder: Path) -> None:
+    (folder / "killed").mkdir()
+    os._exit(9)
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def _at(point: str, rank: int, what: Callable[[], object]) -> None:
+    """Does something before the operation that is the point."""
     name, pattern = POINTS[point]
     left = 2 if point == "before the name is synced" else 1
     wanted = re.compile(pattern.replace("{}", f"0000{rank}"))
@@ -52,10 +78,10 @@ def _die_at(point: str, rank: int, folder: str) -> None:
     def watched(target: Any, *rest: Any, **names: Any) -> Any:
         path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
         nonlocal left
-        left -= bool(wanted.search(path))
-        if not left:
-            os.mkdir(Path(folder, "killed"))
-            os._exit(9)
+        if wanted.search(path):
+            left -= 1
+            if not left:
+                what()
         return operation(target, *rest, **names)
 
     setattr(os, name, watched)
@@ -94,20 +120,26 @@ def save_and_die(world: World, folder: str, victim: int, point: str, stage: int)
         if step:
             record = Path(folder, f"digests-{step + 1}-{world.rank}.json")
             record.write_text(json.dumps(_digests(engine)))
-            if step == 2 and world.rank == victim:
-                _die_at(point, victim, folder)
+            if step == 2:
+                _arrange(point, world.rank, victim, Path(folder))
             saver.save(step + 1, step + 1, wait=step == 1)
     while True:  # the loop goes on: its exchange is what tells of the death
         engine.train_step(RandomRows(5, 9), 0.0)
         saver.settle(engine.comm.gather(saver.state()))
 
 
-def judge(folder: Path, point: str) -> str:
-    """Whether the rank was killed there, and what loads is exactly the step it should be; empty if so."""
+def judge(folder: Path, victim: int, point: str) -> str:
+    """Whether the rank was killed there, and what loads is exactly the step it should be; empty if so.
+
+    When rank 1 died while rank 0 was about to commit what both had written, either step may be it.
+    """
     if not (folder / "killed").exists():
         return "no rank was killed"
-    found, expected = newest(folder), 3 if point in COMMITTED else 2
-    if found is None or found.step != expected:
+    found, expected = (
+        newest(folder),
+        (3,) if point in COMMITTED else (2,) if _passes(victim, point) else (2, 3),
+    )
+    if found is None or found.step not in expected:
         return f"found {found and found.step}, not step {expected}"
     compared = 0
     with found.reader() as reader:

@@ -96,7 +96,8 @@ def killed_in_save(lab: Lab, number: int, draw: random.Random) -> Outcome:
         lab.worlds.run("faults/rank_save_kills.py:save_and_die", 2, **arguments)
         return Outcome("no rank died")
     except RankFailedError:
-        return Outcome(rank_save_kills.judge(folder, point), cell=f"zero{stage}, rank {rank}, {point}")
+        cell = f"zero{stage}, rank {rank}, {point}"
+        return Outcome(rank_save_kills.judge(folder, rank, point), cell=cell)
 
 
 def killed_in_load_or_export(lab: Lab, number: int, draw: random.Random) -> Outcome:
@@ -130,9 +131,9 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def preempted_again_and_again(lab: Lab, number: int, draw: random.Random) -> Outcome:
+def preempted_again_and_again(lab: Lab, number: int, draw: random.Random, steps: int = 24) -> Outcome:
     """R4: killed after every one to four saves until it is done; the end is the undisturbed run's."""
-    changes = {**KILLED, "deepspeed": f"zero{number % 4}"}
+    changes = {**KILLED, "schedule": {"steps": steps}, "deepspeed": f"zero{number % 4}"}
     golden = lab.golden(**changes)
     run, chain, worst = lab.run(**changes), 0, 0.0
     for chain in range(1, 25):
@@ -200,13 +201,23 @@ def stopped_and_resumed_elsewhere(lab: Lab, number: int, draw: random.Random) ->
 
 def flipped_bit(lab: Lab, number: int, draw: random.Random) -> Outcome:
     """R7"""
-    return Outcome(checkpoint_faults.damaged(_shared(lab, "damaged"), "a flipped bit", draw.getrandbits(32)))
+    return _damaged(lab, "a flipped bit", draw)
 
 
 def damaged_files(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R8, R9"""
-    kinds = [kind for kind in checkpoint_faults.DAMAGE if kind != "a flipped bit"]
-    kind = kinds[number % len(kinds)]
+    """R8"""
+    others = ["a flipped bit", *checkpoint_faults.REPLACED]
+    kinds = [kind for kind in checkpoint_faults.DAMAGE if kind not in others]
+    return _damaged(lab, kinds[number % len(kinds)], draw)
+
+
+def replaced_files(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """R9"""
+    kinds = list(checkpoint_faults.REPLACED)
+    return _damaged(lab, kinds[number % len(kinds)], draw)
+
+
+def _damaged(lab: Lab, kind: str, draw: random.Random) -> Outcome:
     return Outcome(checkpoint_faults.damaged(_shared(lab, "damaged"), kind, draw.getrandbits(32)), cell=kind)
 
 
@@ -269,6 +280,19 @@ def bad_numbers(lab: Lab, number: int, draw: random.Random) -> Outcome:
         if not result["unchanged"] or any(result["finite"]) or not result["recovered"]:
             return Outcome("a weight moved, or the run did not recover", cell=cell)
     return Outcome(cell=cell)
+
+
+SCALED = [(1, "zero1"), (1, "zero2"), (1, "zero3"), (2, "pipeline")]
+
+
+def scale_at_floor(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """R16: fp16 whose loss scale can't go lower: a stop with a sentence, and nothing has moved."""
+    pipeline, template = SCALED[number % len(SCALED)]
+    sections = {"deepspeed": template, "parallel": {"pipeline": pipeline}}
+    for result in lab.worlds.run("faults/rank_poison.py:at_floor", 2, **sections):
+        if not (result["skipped"] and result["unchanged"] and "at its floor of 1" in result["why"]):
+            return Outcome(f"{result}", cell=template)
+    return Outcome(cell=template)
 
 
 def spike(lab: Lab, number: int, draw: random.Random) -> Outcome:

@@ -30,7 +30,7 @@ def test_killed_at_a_random_moment_with_slow_writers(tmp_path: Path, seed: int) 
 
 @pytest.mark.parametrize("kind", list(faults.DAMAGE))
 def test_damage_is_found_named_and_stepped_back_from(tmp_path: Path, kind: str) -> None:
-    for seed in range(20):
+    for seed in range(10):
         assert not faults.damaged(tmp_path, kind, seed), f"seed {seed}"
 
 
@@ -74,4 +74,4 @@ def test_a_rank_killed_inside_a_save_of_a_real_engine(
             point=point,
             stage=stage,
         )
-    assert not rank_save_kills.judge(tmp_path, point)
+    assert not rank_save_kills.judge(tmp_path, rank, point)
