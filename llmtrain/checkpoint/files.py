@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from pydantic import Field
+import xxhash
+from pydantic import Field, model_validator
 
 from llmtrain.config.schema import Section
 from llmtrain.errors import CheckpointError
@@ -21,21 +22,29 @@ _HASH_PIECE = 256 << 10  # bytes read at a time to be hashed: they stay in the p
 
 
 class FileEntry(Section):
-    """One file of a checkpoint: its name, size in bytes and sha256 in hex.
+    """One file of a checkpoint: its name, size in bytes, and `xxh3_128:` with the hash in hex.
 
     The name has no separator, no leading dot and no NUL, so it can't lead out of its folder.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    digest: str = Field(pattern="^(xxh3_128:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        """Its manifests have `sha256` and the hex."""
+        if isinstance(content, dict) and "sha256" in content and "digest" not in content:
+            content = {**content, "digest": f"sha256:{content['sha256']}"}
+            del content["sha256"]
+        return content
 
 
 class HashedFile:
-    """A new file whose sha256 is computed in a second thread while the same bytes go to the disk.
+    """A new file that is hashed while it is written, which costs less than handing its bytes to the system.
 
-    hashlib and os.write both release the interpreter lock, so a save costs the slower of the two and
-    not their sum. `finish` syncs; without it the file is closed and nothing is claimed about it.
+    `finish` syncs; without it the file is closed and nothing is claimed about it.
     """
 
     def __init__(self, path: Path, mode: int = PRIVATE_FILE):
@@ -43,19 +52,15 @@ class HashedFile:
         self.path = path
         self.size = 0
         self._descriptor = os.open(path, flags, mode)
-        self._hash = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._hash = xxhash.xxh3_128()
 
     def write(self, data: bytes | memoryview) -> None:
         """Appends `data`; it may be reused as soon as this returns."""
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
             piece = view[start : start + PIECE]
-            hashed = self._hasher.submit(self._hash.update, piece)
-            try:
-                self._write_all(piece)
-            finally:
-                hashed.result()
+            self._hash.update(piece)
+            self._write_all(piece)
 
     def _write_all(self, piece: memoryview) -> None:
         start = self.size
@@ -72,7 +77,7 @@ class HashedFile:
     def finish(self) -> FileEntry:
         """Syncs to the disk and tells what was written."""
         os.fsync(self._descriptor)
-        return FileEntry(name=self.path.name, size=self.size, sha256=self._hash.hexdigest())
+        return FileEntry(name=self.path.name, size=self.size, digest=f"xxh3_128:{self._hash.hexdigest()}")
 
     def __enter__(self) -> HashedFile:
         return self
@@ -80,7 +85,6 @@ class HashedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hasher.shutdown()
         os.close(self._descriptor)
 
 
@@ -117,7 +121,7 @@ def read_plain(folder: Path, name: str, limit: int = 1 << 30) -> bytes:
 
 
 def check_file(folder: Path, entry: FileEntry, hashed: bool = True) -> None:
-    """Raises CheckpointError, naming the file, unless its size (and its sha256) is the entry's."""
+    """Raises CheckpointError, naming the file, unless its size (and its hash) is the entry's."""
     path = folder / entry.name
     with open(open_plain(folder, entry.name), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -126,12 +130,13 @@ def check_file(folder: Path, entry: FileEntry, hashed: bool = True) -> None:
         if not hashed:
             return
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # more is read ahead while hashing
-        digest = hashlib.sha256()
+        algorithm, _, expected = entry.digest.partition(":")
+        found = hashlib.sha256() if algorithm == "sha256" else xxhash.xxh3_128()
         buffer = memoryview(bytearray(_HASH_PIECE))
         while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    if digest.hexdigest() != entry.sha256:
-        raise CheckpointError(f"{path} is damaged: its sha256 differs from its manifest's")
+            found.update(buffer[:count])
+    if found.hexdigest() != expected:
+        raise CheckpointError(f"{path} is damaged: its {algorithm} differs from its manifest's")
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from llmtrain.checkpoint.reader import CheckpointReader
 from llmtrain.engine.seam import Comm
 from llmtrain.errors import CheckpointError
 
-_HASHERS = 4  # threads; hashlib releases the interpreter lock
+_HASHERS = 4  # threads; the hashes release the interpreter lock
 
 
 class Checkpoint:
@@ -58,7 +58,7 @@ class Checkpoint:
         return read_plain(self.path, RUN).decode()
 
     def verify(self, comm: Comm | None = None) -> None:
-        """Raises CheckpointError, naming the file, unless every file has its size and sha256.
+        """Raises CheckpointError, naming the file, unless every file has its size and hash.
 
         With `comm` each rank hashes its share and all ranks raise alike.
         """

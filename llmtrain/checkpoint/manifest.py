@@ -30,7 +30,7 @@ from llmtrain.engine.seam import BUFFER, KINDS
 from llmtrain.errors import CheckpointError
 
 FORMAT: Literal["llmtrain-checkpoint"] = "llmtrain-checkpoint"
-VERSION = 1
+VERSION = 2  # 1 had sha256 for every file; it is read, no longer written
 CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
 MANIFEST = "manifest.json"
@@ -223,9 +223,9 @@ def _parsed(path: Path, text: bytes) -> Manifest:
         raise CheckpointError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a {FORMAT}")
-    if content.get("version") != VERSION:
+    if content.get("version") not in range(1, VERSION + 1):
         raise CheckpointError(
-            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION}: "
+            f"{path} has format version {content.get('version')!r}, this llmtrain reads 1 to {VERSION}: "
             "use the llmtrain that wrote it"
         )
     try:

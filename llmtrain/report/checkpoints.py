@@ -133,8 +133,7 @@ def shown(what: Path) -> str:
         (
             "files",
             "\n".join(
-                f"{entry.name:<{width}}  {_size(entry.size):>9}  sha256 {entry.sha256}"
-                for entry in manifest.files
+                f"{entry.name:<{width}}  {_size(entry.size):>9}  {entry.digest}" for entry in manifest.files
             ),
         ),
     ]

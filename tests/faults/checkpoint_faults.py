@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "checkpoint"))
 from fake_engine import FakeEngine, State, empty_like, make_facts, on_ranks, same_state, small_state  # noqa: E402
+from kills import die_before  # noqa: E402
 
 from llmtrain.checkpoint import SaveEnd, Saver, newest  # noqa: E402
 from llmtrain.checkpoint.files import HashedFile  # noqa: E402
@@ -93,8 +94,6 @@ def not_whole(folder: Path, least: int = 0, elements: int = 0) -> str:
 
 # --- killed (R2, R12, R13) ---------------------------------------------------------------------------------
 
-OPERATIONS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "write")
-
 
 def _forked(work: Callable[[Callable[[SaveEnd], None]], None]) -> tuple[int, int]:
     """Runs `work(tell)` in a process: its pid, and where it writes the steps that it was told of."""
@@ -123,19 +122,7 @@ def killed_at_operation(folder: Path, at: int, keep: int = 2, wait: bool = False
     """All ranks die before the `at`-th file operation of three saves; and whether they came so far."""
 
     def work(tell: Callable[[SaveEnd], None]) -> None:
-        left = [at]
-
-        def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*values: Any, **names: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
-                    os._exit(9)
-                return operation(*values, **names)
-
-            return run
-
-        for name in OPERATIONS:
-            setattr(os, name, counted(getattr(os, name)))
+        die_before(at)
         run_saves(folder, [4, 5, 6], wait, keep, tell=tell)
 
     run_saves(folder, [3], wait=True)

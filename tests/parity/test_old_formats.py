@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmtrain.checkpoint import newest
+from llmtrain.checkpoint import Checkpoint, newest
 from llmtrain.checkpoint.manifest import VERSION
 from llmtrain.errors import CheckpointError
 
@@ -22,8 +23,11 @@ def test_the_format_of_today_is_among_the_old_ones() -> None:
     assert [folder.name for folder in FORMATS] == [f"checkpoint_format_{n}" for n in range(1, VERSION + 1)]
 
 
-@pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
-@pytest.mark.parametrize(("ranks", "template"), [(2, "zero1"), (1, "zero3")])
+@pytest.mark.parametrize(
+    ("folder", "ranks", "template"),
+    [(FORMATS[0], 2, "zero1"), *((folder, 1, "zero3") for folder in FORMATS)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_training_goes_on_from_an_old_checkpoint(
     worlds: Any, folder: Path, ranks: int, template: str
 ) -> None:
@@ -41,6 +45,24 @@ def test_training_goes_on_from_an_old_checkpoint(
         assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
 
 
+@pytest.mark.parametrize("folder", FORMATS, ids=lambda folder: folder.name)
+def test_damage_to_an_old_checkpoint_is_found(tmp_path: Path, folder: Path) -> None:
+    path = shutil.copytree(folder / "checkpoints" / "step-00000004", tmp_path / "step")
+    checkpoint = Checkpoint(path)
+    checkpoint.verify()
+    draw = random.Random(folder.name)
+    for entry in checkpoint.manifest.files:
+        whole = (path / entry.name).read_bytes()
+        for bit in draw.sample(range(8 * len(whole)), 30):
+            content = bytearray(whole)
+            content[bit // 8] ^= 1 << bit % 8
+            (path / entry.name).write_bytes(content)
+            with pytest.raises(CheckpointError, match=f"{entry.name} is damaged"):
+                checkpoint.verify()
+        (path / entry.name).write_bytes(whole)
+    checkpoint.verify()
+
+
 def test_a_newer_format_is_refused_by_a_sentence(tmp_path: Path) -> None:
     run = shutil.copytree(FORMATS[-1], tmp_path / "run")
     path = run / "checkpoints" / "step-00000004"
@@ -51,6 +73,7 @@ def test_a_newer_format_is_refused_by_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         newest(run)
     wanted = (
-        f"has format version {VERSION + 1}, this llmtrain reads {VERSION}: use the llmtrain that wrote it"
+        f"has format version {VERSION + 1}, this llmtrain reads 1 to {VERSION}: "
+        "use the llmtrain that wrote it"
     )
     assert wanted in str(caught.value) and "does not silently start over" in str(caught.value)

@@ -98,7 +98,7 @@ def make_folder(path: Path) -> None:
         (RANK_1, lambda path: path.write_bytes(b""), "rank-00001.* has 0 bytes"),
         (RANK_1, Path.unlink, "rank-00001.safetensors is missing"),
         (RANK_0, swap_ranks, "rank-0000[01].safetensors"),
-        (RANK_0, take_other_step, "rank-00000.safetensors is damaged: its sha256"),
+        (RANK_0, take_other_step, "rank-00000.safetensors is damaged: its xxh3_128"),
         (RANK_0, make_link, "rank-00000.safetensors is a link"),
         (RANK_0, make_folder, "rank-00000.safetensors is a link or not a plain file"),
         (
@@ -160,6 +160,17 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(run: Path, payload: st
         Checkpoint(path)
 
 
+@pytest.mark.parametrize("digest", ["", f"md5:{0:032}", "xxh3_128:", f"xxh3_128:{0:033}", f"sha256:{0:032}"])
+def test_a_file_without_a_hash_of_a_known_kind_is_refused(run: Path, digest: str) -> None:
+    path = run / "checkpoints" / "step-00000004"
+    rewrite(path, lambda content: content["files"][0].update(digest=digest))
+    with pytest.raises(CheckpointError, match=r"manifest.json is not valid at files\.0\.digest"):
+        Checkpoint(path)
+    rewrite(path, lambda content: content["files"][0].pop("digest"))
+    with pytest.raises(CheckpointError, match=r"manifest.json is not valid at files\.0\.digest"):
+        Checkpoint(path)
+
+
 def _without_last_slice(content: dict) -> None:
     content["tensors"]["model.embed.weight"]["slices"].pop()
 
@@ -187,7 +198,7 @@ def _no_moment(content: dict) -> None:
         ),
         (lambda content: content["files"].append(content["files"][0]), "a file is listed twice"),
         (lambda content: content.pop("identity"), "not valid at identity"),
-        (lambda content: content.update(version=2), "has format version 2, this llmtrain reads 1"),
+        (lambda content: content.update(version=3), "has format version 3, this llmtrain reads 1 to 2"),
         (lambda content: content.update(format="zip"), "is not the manifest of a llmtrain-checkpoint"),
     ],
 )

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from fake_engine import FakeEngine, empty_like, make_facts, on_ranks, same_state, save_on, small_state
+from kills import die_before
 
 from llmtrain.checkpoint import Checkpoint, newest, save, take_probe
 from llmtrain.data.rows import RowArrays
@@ -52,9 +54,14 @@ def test_the_manifest_tells_where_the_state_came_from(tmp_path: Path) -> None:
     assert embed.slices[0] == ("fp32", 0, 33, "rank-00000.safetensors", "F32")
 
 
-def test_commit_can_be_checked_by_hand(tmp_path: Path) -> None:
+def test_commit_and_every_file_can_be_checked_by_hand(tmp_path: Path) -> None:
     path = save_on(1, tmp_path, small_state(), make_facts())
     assert subprocess.run(["sha256sum", "--check", "COMMIT"], cwd=path, capture_output=True).returncode == 0
+    files = Checkpoint(path).manifest.files
+    assert {"rank-00000.safetensors", "config.json", "run.yaml"} <= {entry.name for entry in files}
+    for entry in files:
+        found = xxhash.xxh3_128_hexdigest((path / entry.name).read_bytes())
+        assert entry.digest == f"xxh3_128:{found}"
 
 
 def test_a_rank_that_fails_is_named_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
@@ -141,26 +148,11 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-_FILE_OPERATIONS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "write")
-
-
 def killed_save(folder: Path, at: int, step: int) -> int:
     """Exit status of a two-rank save that is killed right before its `at`-th file operation (0: it ended)."""
 
     def work() -> None:
-        left = [at]
-
-        def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*values: Any, **names: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
-                    os._exit(9)
-                return operation(*values, **names)
-
-            return run
-
-        for name in _FILE_OPERATIONS:
-            setattr(os, name, counted(getattr(os, name)))
+        die_before(at)
         save_on(2, folder, small_state(step), make_facts(step), keep=1)
 
     return in_child(work)

@@ -79,7 +79,7 @@ def test_show_tells_where_a_checkpoint_comes_from(run: Path, capsys: pytest.Capt
     status, out, _ = said(capsys, "show", run)
     assert status == 0
     for part in (
-        "step-00000005, format 1",
+        "step-00000005, format 2",
         "5 (5,120 tokens)",
         "2 ranks, ZeRO-1, 1 stages, fp32",
         "73 trained parameters in 6 tensors; step 3",
