@@ -25,6 +25,7 @@ from record import machine, publish
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
+import rows_of_elastic as starts  # noqa: E402
 import rows_of_processes as processes  # noqa: E402
 import rows_of_runs as runs  # noqa: E402
 import rows_of_state as state  # noqa: E402
@@ -43,7 +44,7 @@ class Row:
     figure: str = ""
 
 
-LOST, SECONDS = "steps trained again", "s"
+LOST, SECONDS, APART = "steps trained again", "s", "of a loss apart"
 PREEMPTED = partial(state.preempted_again_and_again, steps=60)
 ROWS = [
     Row("R1", "kill -9 of all ranks at a random moment, then resume", 200, state.killed_anywhere, LOST),
@@ -51,13 +52,13 @@ ROWS = [
     Row("R3", "kill -9 while a resume loads, or in an export", 100, state.killed_in_load_or_export, LOST),
     Row("R4", "killed after every 1 to 4 saves until 60 steps are done", 20, PREEMPTED, LOST),
     Row("R5", "resumed twice, every kind of engine, dropout", 45, state.resumed_cell),
-    Row("R6", "saved at one topology, loaded at another", 45, state.another_topology, "of a loss apart"),
+    Row("R6", "saved at one topology, loaded at another", 45, state.another_topology, APART),
     Row(
         "R6w",
         "killed at 2 ranks, killed at 1, finished at 3",
         12,
         state.stopped_and_resumed_elsewhere,
-        "of a loss apart",
+        APART,
     ),
     Row("R7", "one flipped bit in any file of a checkpoint", 300, state.flipped_bit),
     Row("R8", "cut, empty, missing, swapped, foreign files", 120, state.damaged_files),
@@ -79,8 +80,10 @@ ROWS = [
     Row("R25", "ranks that disagree", 12, runs.disagreeing, SECONDS),
     Row("R26", "400 steps, killed all the time", 1, runs.killed_all_the_time, "of the steps twice"),
     Row(
-        "elastic", "a rank killed under torchrun --max-restarts", 6, processes.restarted_by_torchrun, SECONDS
+        "restart", "a rank killed under torchrun --max-restarts", 6, processes.restarted_by_torchrun, SECONDS
     ),
+    Row("machines", "2 machines, 1, 2 under torchrun", 8, starts.machines_that_leave_and_join, APART),
+    Row("twice", "a run that is started twice", 12, starts.started_twice, SECONDS),
 ]
 
 

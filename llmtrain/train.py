@@ -31,6 +31,7 @@ from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job
 from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
+from llmtrain.report.run_lock import sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
 from llmtrain.stopping import StopRequest
@@ -124,6 +125,12 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
 
     comm = join(world, job.plan.device)
     check_agreement(comm, job)
+    with sole_start(job.folder.path, comm):
+        _run_alone(job, comm, resume, stop)
+
+
+def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest) -> None:
+    """The run, in a folder that no other start writes."""
     found, warnings = find_checkpoint(job.folder, resume, comm)
     if found is not None:
         found.check_matches(job.facts(0, 0))

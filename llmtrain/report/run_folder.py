@@ -7,6 +7,7 @@ runs/NAME/
 ├── metrics.jsonl     see report/metrics.py
 ├── ledger.json       starts, how each ended, rollbacks: see report/ledger.py
 ├── logs/rank-N.log   what each rank said
+├── in-use.lock       held while a start trains here: see report/run_lock.py
 ├── checkpoints/      step-00000200/ …
 └── events/           TensorBoard, when asked for
 """

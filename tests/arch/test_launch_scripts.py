@@ -39,7 +39,7 @@ def said(
         ("torchrun.sh", RUN, {}, "torchrun --standalone --nproc-per-node gpu"),
         (
             "torchrun.sh", RUN, {"NODES": "2", "HEAD": "a:1", "GPUS": "8"},
-            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint a:1 --nproc-per-node 8",
+            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint a:1 --max-restarts 0 --nproc-per-node 8",
         ),
         (
             "accelerate.sh", ["launch/accelerate/zero3.yaml", *RUN], {"PROCESSES": "16"},

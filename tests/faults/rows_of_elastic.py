@@ -1,0 +1,121 @@
+"""Rows of the fault table in which more than one start has to do with one run folder.
+
+Machines leave a run and join it under torchrun's elastic agents, each of which stands for a machine with one
+rank; or the same run is started twice. See rows_of_state for what a row is.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from rows_of_state import KILLED, Outcome, differs
+from whole_runs import Lab, Started, free_port, ledger, losses
+
+STEPS = 80
+SLOW = {  # about 0.2 s a step, so that a machine can come while it trains
+    "schedule": {"steps": STEPS},
+    "data": {"seq_len": 128},
+    "batch": {"rows": 96},
+    "checkpoint": {"every": 10, "keep": 2},
+    "eval": {"rows": 5, "every": 0},
+}
+CLOSE = 1e-4  # of a loss: fp32 sums in another order, over STEPS steps
+# torch 2.13: an agent that shares its store tells a machine that joins later no address, and both give up
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+AGENT = (
+    *("--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "elastic"),
+    *("--max-restarts", "5", "--monitor-interval", "0.5"),
+)
+
+
+class Machine(Started):
+    """An agent of torchrun and its rank."""
+
+    def __init__(self, run: Path, port: str, hosts: bool = False):
+        """The one that `hosts` the agents' rendezvous can't be lost: so torchrun is made."""
+        rendezvous = ("--rdzv-conf", f"last_call_timeout=3,is_host={hosts}")
+        options = (*AGENT, *rendezvous, "--rdzv-endpoint", f"127.0.0.1:{port}")
+        super().__init__(run, "torchrun", environment=OWN_STORE, options=options)
+
+    def fail(self, how: signal.Signals) -> None:
+        """SIGKILL: the machine is gone at once. SIGTERM: it is taken away with notice, as a spot machine."""
+        for pid in [*self.members()] if how == signal.SIGKILL else [self.process.pid]:
+            os.kill(pid, how)
+
+
+def machines_that_leave_and_join(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """A machine of two is lost or taken away, the other goes on alone; a new one comes, both go on."""
+    how = (signal.SIGKILL, signal.SIGTERM)[number % 2]
+    changes = {**SLOW, "deepspeed": f"zero{number // 2 % 4}"}
+    changes["data"] = {**SLOW["data"], **_sources(lab)}
+    golden, run, port = lab.golden(**changes), lab.run(**changes), free_port()
+    cell = f"{how.name}, {changes['deepspeed']}"
+    with Machine(run, port, hosts=True) as first:
+        with Machine(run, port) as second:
+            broken = first.until_step(draw.randint(5, 25))
+            if broken:
+                return Outcome(broken, cell=cell)
+            second.fail(how)
+            second.process.wait(60)
+            broken = first.wait_for(lambda: _worlds(run) == [2, 1], "one machine went on alone")
+            broken = broken or first.until_step(losses(run)[-1][0] + 5)
+        if broken:
+            return Outcome(broken, cell=cell)
+        with Machine(run, port) as third:
+            status, _, broken = first.end()
+            third.end(60)
+    if not broken and status != 0:
+        broken = f"the exit status is {status}"
+    if not broken and _worlds(run) != [2, 1, 2]:
+        broken = f"worlds {_worlds(run)} instead of 2, 1 and 2"
+    apart = _apart(run, golden)
+    if not broken and not apart <= CLOSE:
+        broken = f"losses are {apart:.2g} apart"
+    return Outcome(broken, apart, cell)
+
+
+def started_twice(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """The second start waits while the first is there, a hung one even, and goes on when that is killed."""
+    changes = {**KILLED, "deepspeed": f"zero{number % 4}"}
+    golden, run = lab.golden(**changes), lab.run(**changes)
+    hang = {"rank": 0, "place": "training", "step": draw.randint(2, 20), "kind": "sleep"}
+    with Started(run, fault=hang) as first:
+        broken = first.wait_for(lambda: first.mark.exists(), "the first start hangs")
+        if broken:
+            return Outcome(broken)
+        with Started(run) as second:
+            broken = second.wait_for(lambda: "waiting for" in second.said, "the second start waits")
+            time.sleep(draw.uniform(0, 2))
+            if not broken and len(ledger(run)["starts"]) != 1:
+                broken = "the second start wrote in the folder"
+            for pid in first.members():
+                os.kill(pid, signal.SIGKILL)
+            status, seconds, unclean = second.end()
+    broken = (
+        broken or unclean or ("" if status == 0 else f"the exit status is {status}: {second.said[-500:]}")
+    )
+    return Outcome(broken or differs(run, golden), seconds, changes["deepspeed"])
+
+
+def _worlds(run: Path) -> list[int]:
+    """How many ranks each start of the run had."""
+    if not (run.parent / "run" / "ledger.json").exists():
+        return []
+    return [start["topology"]["world"] for start in ledger(run)["starts"]]
+
+
+def _sources(lab: Lab) -> dict[str, object]:
+    dataset = str(lab.dataset)
+    return {"train": [{"path": dataset}], "eval": [{"path": dataset, "split": "valid"}]}
+
+
+def _apart(run: Path, golden: Path) -> float:
+    """The largest distance of a loss; infinite unless every step and its tokens are there once."""
+    ours, theirs = losses(run), losses(golden)
+    if [(step, tokens) for step, _, _, tokens in ours] != [(step, tokens) for step, _, _, tokens in theirs]:
+        return float("inf")
+    return max(abs(float(a[1]) - float(b[1])) for a, b in zip(ours, theirs, strict=True))

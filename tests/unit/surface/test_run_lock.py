@@ -1,0 +1,101 @@
+"""A run folder belongs to one start at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import AloneComm
+
+from llmtrain.errors import InputError
+from llmtrain.report.run_lock import LOCK, sole_start
+
+
+def hold(folder: Path, ready: Any) -> None:
+    with sole_start(folder, AloneComm()):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_second_start_is_refused_and_the_first_named(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    with sole_start(folder, AloneComm()):
+        named = f"output_dir = {folder} is in use by process {os.getpid()} on "
+        with pytest.raises(InputError, match=named), sole_start(folder, AloneComm(), wait_s=0):
+            raise AssertionError("it came in")
+    with sole_start(folder, AloneComm(), wait_s=0):
+        assert (folder / LOCK).exists()
+
+
+def test_it_waits_for_a_start_that_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = threading.Event()
+
+    def first() -> None:
+        with sole_start(tmp_path, AloneComm()):
+            inside.set()
+            ends.wait(30)
+
+    inside = threading.Event()
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(30)
+    threading.Timer(0.5, ends.set).start()
+    with sole_start(tmp_path, AloneComm(), wait_s=30):
+        assert ends.is_set()
+    thread.join()
+    assert f"waiting for {tmp_path}, in use by process" in capsys.readouterr().err
+
+
+def test_a_killed_start_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(30) and process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with sole_start(tmp_path, AloneComm(), wait_s=0):
+        pass
+
+
+def test_all_ranks_hear_of_it(tmp_path: Path) -> None:
+    class Other(AloneComm):
+        rank, size = 1, 2
+
+        def broadcast(self, value: object) -> object:
+            return "rank 0 could not"
+
+    with pytest.raises(InputError, match="rank 0 could not"), sole_start(tmp_path, Other()):
+        raise AssertionError("it came in")
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_file_system_without_locks_is_told_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING, "llmtrain"), sole_start(tmp_path, AloneComm()):
+        pass
+    assert "has no file locks: nothing keeps a second start out of it" in caplog.text
+
+
+def test_a_folder_that_cant_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    named, folder = (
+        r"output_dir = .*/file/run: can't be written \(Not a directory\)",
+        tmp_path / "file" / "run",
+    )
+    with pytest.raises(InputError, match=named), sole_start(folder, AloneComm()):
+        raise AssertionError("it came in")
