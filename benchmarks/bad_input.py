@@ -124,6 +124,24 @@ def giant(folder: Path, suffix: str, megabytes: int) -> tuple[str, float]:
     block = "".join(rng.choices("abcdefgh ", k=1 << 20)).encode()
     raw = b'{"text": "first"}\n{"text": "' + block * megabytes + b'"}\n{"text": "last"}\n'
     path.write_bytes(PACKERS[suffix[1:]](raw) if suffix else raw)
+    return read_apart(path)
+
+
+def bomb(folder: Path, suffix: str, gigabytes: int) -> tuple[str, float]:
+    """As `giant`, of one line of so many gigabytes of one letter, in a few megabytes."""
+    path = folder / f"bomb.jsonl{suffix}"
+    pack = PACKERS[suffix[1:]]
+    quarter = pack(b"a" * (1 << 28))
+    with open(path, "wb") as file:
+        file.write(pack(b'{"text": "first"}\n{"text": "'))
+        for _ in range(4 * gigabytes):
+            file.write(quarter)
+        file.write(pack(b'"}\n{"text": "last"}\n'))
+    return read_apart(path)
+
+
+def read_apart(path: Path) -> tuple[str, float]:
+    """What a process of its own reads of a file, and its peak of memory above the start in MB; it is gone."""
     command = [sys.executable, "-c", READ, str(path), str(Path(__file__).parent)]
     outcome, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     path.unlink()
@@ -135,6 +153,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=50, help="cuts of each kind of file")
     parser.add_argument("--mixtures", type=int, default=50, help="JSONL files of random mixtures")
     parser.add_argument("--line-mb", type=int, default=200, help="megabytes of the giant line")
+    parser.add_argument("--bomb-gb", type=int, default=10, help="gigabytes of one letter in a packed line")
     parser.add_argument("--record", action="store_true", help="append to benchmarks/results")
     options = parser.parse_args()
     rng = random.Random(0)
@@ -161,6 +180,10 @@ def main() -> int:
             outcome, peak = giant(folder, suffix, options.line_mb)
             off += outcome != "2 1 too large"
             body.append(f"| jsonl{suffix} | {outcome} | {peak:.0f} |")
+        for suffix in (".gz", ".zst", ".bz2", ".xz"):
+            outcome, peak = bomb(folder, suffix, options.bomb_gb)
+            off += outcome != "2 1 too large"
+            body.append(f"| a bomb of {options.bomb_gb} GB, jsonl{suffix} | {outcome} | {peak:.0f} |")
     command = " ".join(["python benchmarks/bad_input.py", *sys.argv[1:]])
     publish("Bad input", command, "\n".join(body), options.record)
     return 1 if off else 0

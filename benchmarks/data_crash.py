@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-WORKERS = 2
+WORKERS = (2, 1, 2, 4, 2)  # by the seed of the trial
 DRIVER = """
 import sys, time
 sys.path.insert(0, {root!r})
@@ -60,6 +60,7 @@ class Outcome:
     """What one trial showed; `again` chunks were taken more than once."""
 
     victim: str
+    workers: int
     when: str
     same: bool
     chunks: int
@@ -83,7 +84,7 @@ class World:
             "tokenizer": {"train": "bpe", "vocab_size": 400, "sample_bytes": 50_000},
             "steps": [{"dedup": {}}],
             "splits": {"valid": 0.1},
-            "workers": WORKERS,
+            "workers": 2,
         }
         self.corpus = folder / "corpus.yaml"
         self.corpus.write_text(yaml.safe_dump(corpus))
@@ -95,9 +96,10 @@ class World:
         self.taken = json.loads((folder / "undisturbed/build.json").read_text())["chunks_taken"]
         self.expected = files_of(folder / "undisturbed")
 
-    def start(self, how: str, output: str) -> subprocess.Popen:
+    def start(self, how: str, output: str, workers: int = 2) -> subprocess.Popen:
         """A process group of its own that builds, or joins the build of, a dataset."""
-        command = [sys.executable, str(self.driver), how, str(self.corpus), f"output={self.folder / output}"]
+        words = [f"output={self.folder / output}", f"workers={workers}"]
+        command = [sys.executable, str(self.driver), how, str(self.corpus), *words]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
         )
@@ -106,8 +108,10 @@ class World:
         """Kills something at a moment that `seed` draws, goes on, and compares."""
         rng = random.Random(seed)
         output = self.folder / f"trial-{seed}"
-        build = self.start("build", output.name)
         victim = rng.choice(["build", "build", "helper", "worker"])
+        workers = WORKERS[seed % len(WORKERS)]
+        workers = max(workers, 2) if victim == "worker" else workers  # alone, it is the build itself
+        build = self.start("build", output.name, workers)
         helper = self._helper(output, build) if victim == "helper" or rng.random() < 0.5 else None
         moment = rng.randint(0, self.taken)  # at the start, at a chunk, or while shards are written
         helped = helper is None or victim != "helper"
@@ -123,14 +127,14 @@ class World:
                 process.communicate(timeout=120)
         if not output.exists():
             assert not list(output.parent.glob(f"{output.name}/manifest.json")), "half a dataset"
-            again = self.start("build", output.name)
+            again = self.start("build", output.name, rng.choice(WORKERS))
             again.communicate(timeout=120)
         built = json.loads((output / "build.json").read_text())
         wanted = built["chunks"] * built["passes"]
         left = [path.name for path in self.folder.glob(f"{output.name}.*")]
         same = files_of(output) == self.expected and not left
         shutil.rmtree(output)
-        return Outcome(victim, doing, same, wanted, built["chunks_taken"] - wanted)
+        return Outcome(victim, workers, doing, same, wanted, built["chunks_taken"] - wanted)
 
     def _helper(self, output: Path, build: subprocess.Popen) -> subprocess.Popen:
         """One that joins once there is something to join."""

@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
+from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
 from llmtrain.errors import DataError
 
@@ -107,10 +108,14 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies what makes up a tokenizer, and nothing else that lies in its folder."""
+    """Copies what makes up a tokenizer, and nothing else that lies in its folder.
+
+    Raises DataError for a file that is a link out of it.
+    """
     folder.mkdir(parents=True)
     for name in FILES:
         if (source / name).is_file():
+            refuse_link_out(source / name)
             shutil.copyfile(source / name, folder / name)
 
 

@@ -135,11 +135,11 @@ def evaluate_folder(
 
 def model_config(subject: Subject) -> Any:
     """The transformers configuration. Raises InputError when there is none that it knows."""
-    import transformers
+    from llmtrain.model.configuration import read_config
 
     place = subject.checkpoint.path if subject.checkpoint else subject.name
     try:
-        return transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return read_config(place)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{subject.name} is no model that transformers can read: {reason}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,26 +89,22 @@ def load_model(subject: Subject) -> Any:
     from transformers.initialization import no_init_weights
 
     from llmtrain.engine import detect_device
+    from llmtrain.model.weights import WeightFiles
 
     config = model_config(subject)
     device = detect_device()
     precision = subject.run.precision if subject.run else precision_of(config)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    kind = transformers.AutoModelForCausalLM
-    if subject.checkpoint is None:
-        try:
-            model = kind.from_pretrained(
-                subject.name, dtype=dtype, trust_remote_code=False, use_safetensors=True
-            )
-        except OSError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{subject.name} has no weights that are read here: {reason}") from error
-    else:
-        config.use_cache = True
-        with no_init_weights():
-            model = kind.from_config(config, dtype=dtype, trust_remote_code=False)
-        model.tie_weights()
+    config.use_cache = True
+    with no_init_weights():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()
+    if subject.checkpoint is not None:
         fill(model.state_dict(keep_vars=True), subject.checkpoint)
+    else:  # not from_pretrained: an index of weights, or an adapter, may lead it out of the folder
+        WeightFiles(subject.name).fill_for(model)("", model, True)
+        with suppress(OSError):  # it need not have one
+            model.generation_config = transformers.GenerationConfig.from_pretrained(subject.name)
     return model.to(device).eval()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtrain.checkpoint.manifest import Identity, Topology
 from llmtrain.checkpoint.probe import Probe
+from llmtrain.data.links import refuse_link_out
 from llmtrain.errors import CheckpointError
 
 # What a model's config holds besides the model: how it is run, who wrote the file.
@@ -113,9 +114,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_files(folder: Path | None) -> list[Path]:
-    """The files of `folder` that are a tokenizer's (it may be a model's folder, with weights)."""
-    names = _TOKENIZER_FILES if folder else []
-    return [folder / name for name in names if (folder / name).is_file()] if folder else []
+    """The files of `folder` that are a tokenizer's (it may be a model's folder, with weights).
+
+    Raises DataError for one that is a link out of the folder.
+    """
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()] if folder else []
+    for path in found:
+        refuse_link_out(path)
+    return found
 
 
 def tokenizer_hash(folder: Path | None) -> str:

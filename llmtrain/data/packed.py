@@ -10,6 +10,7 @@ import numpy as np
 from llmtrain.data.dataset import Dataset
 from llmtrain.data.packing import Packing
 from llmtrain.data.rows import IGNORED, RowArrays
+from llmtrain.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PackedRows:
         return float(each[self.source].mean())
 
     def read(self, start: int, stop: int) -> RowArrays:
-        """Rows `start` to `stop` (exclusive) as arrays."""
+        """Rows `start` to `stop` (exclusive) as arrays. Raises DataError for an id outside the vocabulary."""
         assert 0 <= start <= stop <= self.count, f"rows {start} … {stop} of {self.count}"
         shape = (stop - start, self.seq_len)
         arrays = RowArrays(*(np.empty(shape, np.int64) for _ in range(3)))
@@ -97,7 +98,21 @@ class PackedRows:
             arrays.positions[:] = np.arange(self.seq_len)
         for layout in self._layouts:
             self._fill(layout, start * self.seq_len, stop * self.seq_len, arrays)
+        self._refuse_foreign_ids(arrays, start)
         return arrays
+
+    def _refuse_foreign_ids(self, arrays: RowArrays, start: int) -> None:
+        """A damaged byte is often found here: later it is an error of the device, which names nothing."""
+        size, last = self.datasets[0].vocab_size, arrays.labels[:, -1:]
+        # every other label is a token of its row, or IGNORED; as unsigned numbers, negative ones are huge
+        for ids in (arrays.tokens, np.where(last == IGNORED, 0, last)):
+            if ids.size and ids.view(np.uint64).max() >= size:
+                row, column = np.argwhere(ids.view(np.uint64) >= size)[0].tolist()
+                found = self.datasets[self.source[start + row]]
+                raise DataError(
+                    f"{found.folder} split '{found.split}' holds token id {ids[row, column]}, outside its "
+                    f"vocabulary of {size}: a shard is damaged, which `llmtrain data verify` names"
+                )
 
     def _fill(self, layout: _Layout, base: int, stop: int, arrays: RowArrays) -> None:
         """Writes what one dataset has in the places `base` … `stop`, which are those of the arrays."""

@@ -27,6 +27,7 @@ from llmtrain.errors import CheckpointError, ConfigError, Problem, nearest
 from llmtrain.export.card import model_card
 from llmtrain.export.push import check_destination, push_folder
 from llmtrain.export.weights import PUBLIC_FILE, SHARD_BYTES, lay_out, write_weights
+from llmtrain.model.configuration import read_config
 
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -144,9 +145,7 @@ def _hollow_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=False
-        )
+        config = read_config(checkpoint.path, local_files_only=True)
         config.use_cache = True  # training turns it off; generation is slow without it
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

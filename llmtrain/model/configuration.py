@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -41,6 +42,17 @@ def hf_config(
     return config
 
 
+def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
+    """The transformers configuration of a folder or a Hub id, as OSError, ValueError or KeyError allow.
+
+    It is a stranger's: code of its own is never run, and an implementation of attention or experts that it
+    names, which transformers might fetch from the Hub and run, is forgotten, in its parts too.
+    """
+    config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, trust_remote_code=False)
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
 def causal_families() -> list[str]:
     """The model types that transformers can make a causal LM of."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -48,7 +60,7 @@ def causal_families() -> list[str]:
 
 def _from_source(source: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = read_config(source)
     except (OSError, ValueError, KeyError) as error:
         said = str(error).strip().splitlines()[0]
         fix = f"transformers can't read a configuration there ({said}); name a folder with config.json or a "

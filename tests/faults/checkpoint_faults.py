@@ -16,8 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from unittest.mock import patch
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "checkpoint"))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "unit" / "checkpoint")]
 from fake_engine import FakeEngine, State, empty_like, make_facts, on_ranks, same_state, small_state  # noqa: E402
 from kills import die_before  # noqa: E402
+from small_disks import small_disk  # noqa: E402
 
 from llmtrain.checkpoint import SaveEnd, Saver, newest  # noqa: E402
 from llmtrain.checkpoint.files import HashedFile  # noqa: E402
@@ -270,24 +270,6 @@ def damaged(folder: Path, kind: str, seed: int) -> str:
 
 
 # --- disks (R10, R11) --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A disk of `size` bytes; raises PermissionError where mounting is not allowed."""
-    disk = folder / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={-(-size // 4096) * 4096}", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise PermissionError("there is no mount command") from error
-    if done.returncode:
-        raise PermissionError(done.stderr.strip())
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def disk_full(folder: Path, percent: int, wait: bool, preflight: bool) -> str:
