@@ -50,6 +50,11 @@ class StopRequest:
         self._reason = self._reason or why
 
     @property
+    def asked(self) -> str:
+        """Why to stop, if somebody has asked for it; a time limit that is near at the start is no reason."""
+        return self._reason
+
+    @property
     def reason(self) -> str:
         """Why to stop; the STOP file is taken away as soon as it is heeded."""
         if not self._reason and self._file is not None and self._file.exists():

@@ -118,6 +118,13 @@ def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:
     return None
 
 
+def heed(stop: StopRequest, comm: Comm) -> None:
+    """Ends a run whose first step has not begun: there is nothing to save, and opening can take minutes."""
+    asked = next(filter(None, comm.gather(stop.asked)), "")
+    if asked:
+        raise StopRequested(f"stopped on request ({asked}) before a step was made; the same command goes on")
+
+
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
     """One rank's part of a run, from its file to its last checkpoint."""
     job = open_job(path, overrides, world)
@@ -125,6 +132,7 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
 
     comm = join(world, job.plan.device)
     check_agreement(comm, job)
+    heed(stop, comm)
     with sole_start(job.folder.path, comm):
         _run_alone(job, comm, resume, stop)
 
@@ -241,6 +249,7 @@ def work(
     history: Any = comm.broadcast(run_log.history())
     health = Health(plan.run.health, history, find, load)
     try:
+        heed(stop, comm)
         train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, health, watch, start)
     except StopRequested:
         engine.close()  # all ranks agreed on it, so all are here

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "spike")
+KINDS = ("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike")
 # place: (module, class or "" for the module itself, function); the fault comes when it is called
 PLACES = {
     "start-up": ("llmtrain.train", "", "run"),
@@ -58,6 +58,8 @@ def strike(kind: str) -> None:
         _run_out_of_memory()
     elif kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "ask":
+        os.kill(os.getpid(), signal.SIGTERM)
     elif kind == "sleep":
         time.sleep(3600)
     elif kind == "hold the interpreter":

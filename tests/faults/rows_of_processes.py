@@ -136,13 +136,14 @@ def asked_to_stop(lab: Lab, number: int, draw: random.Random) -> Outcome:
         if how == "start-up":
             broken = started.wait_for(lambda: len(started.ranks()) == 2, "two ranks")
             time.sleep(draw.uniform(0.5, 4))
-        else:
-            broken = started.until_step(draw.randint(3, 60))
+        else:  # a time limit comes whatever step it is
+            broken = "" if how == "limit" else started.until_step(draw.randint(3, 60))
         if broken:
             return Outcome(broken, cell=how)
         _ask(started, how)
-        status, seconds, broken = started.end(60)
-        return Outcome(broken or stopped_well(run, status, seconds, started.said, how), seconds, how)
+        status, seconds, broken = started.end(120)
+        broken = broken or stopped_well(run, status, seconds, started.said, how)
+        return Outcome(broken, 0.0 if how == "limit" else seconds, how)
 
 
 def _ask(started: Started, how: str) -> None:

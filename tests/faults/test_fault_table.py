@@ -10,7 +10,7 @@ import pytest
 import rows_of_processes as processes
 import rows_of_runs as runs
 import rows_of_state as state
-from whole_runs import Lab
+from whole_runs import Lab, committed, losses
 
 Row = Callable[[Lab, int, random.Random], state.Outcome]
 SEED = 4
@@ -48,6 +48,16 @@ def test_a_stopped_rank_is_named_and_ends_the_run(lab: Lab) -> None:
 @pytest.mark.parametrize("how", ["one rank", "STOP"])
 def test_a_stop_is_one_agreed_checkpoint_and_status_75(lab: Lab, how: str) -> None:
     assert not broken(processes.asked_to_stop, lab, processes.SIGNALS.index(how))
+
+
+@pytest.mark.parametrize("place", ["start-up", "opening"])
+def test_a_stop_before_the_first_step_waits_for_none(lab: Lab, place: str) -> None:
+    run = lab.run()
+    said = lab.forked(run, fault={"rank": 1, "place": place, "kind": "ask"})
+    assert "ended with 75" in said
+    assert said.count("stopped on request (SIGTERM) before a step was made; the same command goes on") == 2
+    assert not losses(run) and not committed(run)
+    assert not lab.forked(run), "the same command does not go on"
 
 
 def test_no_rank_outlives_torchrun(lab: Lab) -> None:
