@@ -1,8 +1,10 @@
-"""How long one waits: for `llmtrain --help`, and from launch to the first step of a tiny run.
+"""How long one waits: for `llmtrain --help`, and from launch to the first step of a tiny run, new or resumed.
 
     python benchmarks/startup.py
 
-Goals: the median of `--help` below 0.4 s. Medians of fresh processes; a bare `python -c pass` beside it.
+Goals: the median of `--help` below 0.4 s. Medians of fresh processes; a bare `python -c pass` beside it. The
+resumed run is the same with two steps more; what the size of its checkpoint adds, `checkpoint.py` says of
+verified loads.
 """
 
 from __future__ import annotations
@@ -44,17 +46,20 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def seconds_to_first_step(folder: Path, ranks: int) -> tuple[float, float]:
-    """From launch to the first line of metrics.jsonl, and to the end of a run of 2 steps."""
+def seconds_to_first_step(folder: Path, ranks: int, steps: int) -> tuple[float, float]:
+    """From launch to the first new line of metrics.jsonl, and to the end of the run at step `steps`."""
     run = folder / "run.yaml"
     run.write_text(RUN.format(folder=folder))
     metrics = folder / "run" / "metrics.jsonl"
-    command = [sys.executable, "-m", "llmtrain", "train", str(run), "--ranks", str(ranks)]
+    before = metrics.stat().st_size if metrics.exists() else 0
+    command = [sys.executable, "-m", "llmtrain", "train", str(run), f"schedule.steps={steps}"]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, "--ranks", str(ranks)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     first = 0.0
     while process.poll() is None:
-        if not first and metrics.exists() and metrics.stat().st_size:
+        if not first and metrics.exists() and metrics.stat().st_size > before:
             first = time.perf_counter() - began
         time.sleep(0.02)
     whole = time.perf_counter() - began
@@ -94,16 +99,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         build_corpus(Path(name))
         for ranks in args.ranks:
-            firsts, wholes = [], []
+            times: dict[str, list[float]] = {}
             for number in range(3):
                 folder = Path(name) / f"{ranks}-{number}"
                 folder.mkdir()
                 (folder / "data").symlink_to(Path(name) / "data")
-                first, whole = seconds_to_first_step(folder, ranks)
-                firsts.append(first)
-                wholes.append(whole)
-            lines.append(row(f"launch to first step, {ranks} rank(s)", firsts))
-            lines.append(row(f"launch to the end of a run of 2 steps, {ranks} rank(s)", wholes))
+                for what, steps in (("launch", 2), ("resume", 4)):
+                    first, whole = seconds_to_first_step(folder, ranks, steps)
+                    times.setdefault(f"{what} to first step, {ranks} rank(s)", []).append(first)
+                    times.setdefault(f"{what} to the end after 2 steps, {ranks} rank(s)", []).append(whole)
+            lines += [row(what, seen) for what, seen in times.items()]
     command = " ".join(["python", *(argument for argument in sys.argv if argument != "--record")])
     publish("Start-up", command, "\n".join([machine(), "", *lines]), args.record)
 
