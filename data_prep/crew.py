@@ -112,10 +112,11 @@ class Processes:
 
     def __init__(self, folder: Path, count: int, joined: bool = False):
         context = multiprocessing.get_context("spawn")
-        self.taken = context.Value("q", 0)  # chunks that were taken by them
+        # Chunks each has taken. Without a lock: its semaphore would outlive a build that is killed.
+        self._taken = context.RawArray("q", count)
         self.processes: list[BaseProcess] = [
-            context.Process(target=_work_off, args=(folder, joined, self.taken), daemon=True)
-            for _ in range(count)
+            context.Process(target=_work_off, args=(folder, joined, self._taken, place), daemon=True)
+            for place in range(count)
         ]
         for process in self.processes:
             process.start()
@@ -143,6 +144,11 @@ class Processes:
                 )
 
     @property
+    def taken(self) -> int:
+        """How many chunks they have taken."""
+        return sum(self._taken)
+
+    @property
     def alive(self) -> bool:
         """Whether any has not ended."""
         return any(process.is_alive() for process in self.processes)
@@ -155,8 +161,8 @@ class Processes:
             process.join()
 
 
-def _work_off(folder: Path, joined: bool, count: Any) -> None:
-    """A worker process: one thread, no say in Ctrl-C, and gone when its parent is."""
+def _work_off(folder: Path, joined: bool, counts: Any, place: int) -> None:
+    """A worker process: one thread, no say in Ctrl-C, and gone when its parent is. Counts at its `place`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
@@ -167,8 +173,7 @@ def _work_off(folder: Path, joined: bool, count: Any) -> None:
         while not queue.closed:
             try:
                 taken = laborer.take(number)
-                with count.get_lock():
-                    count.value += taken
+                counts[place] += taken
             except Exception as error:
                 if joined and isinstance(error, CorpusChangedError):
                     raise SystemExit(CHANGED) from None

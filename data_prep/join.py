@@ -57,11 +57,11 @@ def join(corpus_path: str | Path, overrides: Sequence[str] = ()) -> JoinReport:
             time.sleep(0.2)
             helpers.check()
             if work.folder.exists() and _gone(watch, partial):
-                raise LlmtrainError(f"{ended} ({helpers.taken.value} chunks were done here)")
+                raise LlmtrainError(f"{ended} ({helpers.taken} chunks were done here)")
     finally:
         helpers.end()
     helpers.check()
-    return JoinReport(corpus.folder, helpers.taken.value)
+    return JoinReport(corpus.folder, helpers.taken)
 
 
 def _under_way(partial: Path) -> Work | None:

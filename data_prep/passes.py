@@ -43,8 +43,9 @@ class Follow:
         self.done: set[int] = set()
         self.last = number == work.plan.passes - 1
         sections, sources = work.plan.corpus.sources, work.plan.sources
-        known = all(source.bytes for source in sources) and not any(section.limit for section in sections)
-        self.total = sum(source.bytes for source in sources) if known else 0
+        self.known = all(source.bytes for source in sources) and not any(
+            isinstance(section.limit, int) for section in sections
+        )
         self.limited = self._limited() if self.last else []
         self.unwanted: set[int] = set()
         self.look()
@@ -86,12 +87,21 @@ class Follow:
         for source in self.limited:
             self.unwanted.update(source.unwanted)
 
+    @property
+    def total(self) -> int:
+        """Bytes to be read, as far as is known by now: 0 when unknown, fewer once a limit is reached."""
+        if not self.known:
+            return 0
+        left_out = (self.work.chunks[number].bytes for number in self.unwanted - self.done)
+        return sum(source.bytes for source in self.work.plan.sources) - sum(left_out)
+
     def show(self, in_hand: int) -> None:
         """Tells how far it is; `in_hand` more bytes are read of chunks that are not done."""
         self.shown = max(self.shown, self.read + in_hand)
-        if self.total:
-            self.shown = min(self.shown, self.total)
-        self.tell(self.what, self.shown, self.total, self.dropped)
+        total = self.total
+        if total:
+            self.shown = min(self.shown, total)
+        self.tell(self.what, self.shown, total, self.dropped)
 
 
 class LimitedSource:

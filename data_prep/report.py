@@ -35,7 +35,7 @@ class BuildReport:
         manifest, counts = self.manifest, self.manifest.counts
         how = "is up to date and was left as it is" if self.reused else f"built in {self.seconds:.1f} s"
         if self.seconds and not self.reused:
-            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {self.workers} workers"
+            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {self.workers} worker{'s' * (self.workers > 1)}"
         if self.kept:
             how += f", {self.kept:,} chunks of an earlier build kept"
         lines = [f"{self.folder} {how}", ""]
@@ -52,10 +52,11 @@ class BuildReport:
         lines[-1] += f" + {sum(counts.rejected.values()):,} left out"
         if counts.repeats:
             lines.append(f"{counts.repeats:,} copies besides, for sources with a weight above 1")
+        wide = max(map(len, counts.rejected), default=0)
         for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
             shown = ", ".join(counts.examples.get(reason, ()))
             lines.append(
-                f"  {count:>8,}  {reason:24} such as {shown}" if shown else f"  {count:>8,}  {reason}"
+                f"  {count:>8,}  {reason:{wide}}  such as {shown}" if shown else f"  {count:>8,}  {reason}"
             )
         tokenizer = manifest.tokenizer
         ends = "as their template ends them" if manifest.masked else "without a mark"

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{word}{redact(line)}", file=sys.stderr)
             word = word if isinstance(error, ConfigError) else "  "
         return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -204,6 +204,8 @@ def _data_build(arguments: argparse.Namespace) -> int:
         report = build(
             arguments.corpus, arguments.overrides, progress.tell, arguments.overwrite, arguments.on
         )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is done is kept, the same command goes on") from None
     finally:
         progress.close()
     print(report.render())

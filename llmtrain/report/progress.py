@@ -195,15 +195,18 @@ class ByteProgress:
         size = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), *size, TextColumn("{task.fields[dropped]}"))
         self.bar = Progress(*columns, console=Console(file=stream), transient=True)
-        self.tasks: dict[str, Any] = {}
+        self.what = ""
+        self.task: Any = None
         self.bar.start()
 
     def tell(self, what: str, done: int, total: int, dropped: int = 0) -> None:
         """`done` bytes of `what` are done, of `total` (0: unknown); `dropped` documents were left out."""
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total or None, dropped="")
+        if what != self.what:
+            if self.task is not None:
+                self.bar.remove_task(self.task)  # it is done, and would go on to tell its time left
+            self.what, self.task = what, self.bar.add_task(what, total=total or None, dropped="")
         shown = f"{dropped:,} left out" if dropped else ""
-        self.bar.update(self.tasks[what], completed=done, total=total or None, dropped=shown)
+        self.bar.update(self.task, completed=done, total=total or None, dropped=shown)
 
     def close(self) -> None:
         """Takes the bar off the screen."""

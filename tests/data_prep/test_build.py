@@ -378,6 +378,8 @@ def test_a_build_that_is_killed_leaves_no_dataset_and_the_next_one_is_as_if_it_n
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None and running.stdout.readline() == "tokenizing\n"
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    for process in (str(running.pid), *children):
+        assert "/sem." not in Path(f"/proc/{process}/maps").read_text(), "a semaphore outlives the killed"
     running.send_signal(how)
     running.communicate(timeout=30)
     assert running.returncode != 0

@@ -29,7 +29,8 @@ def test_a_limit_is_the_longest_beginning_that_fits(tmp_path, source, unit, step
     whole = build(corpus_file(tmp_path, sources=[{"path": source}])).manifest.splits["train"]
     most = {"documents": 100, "bytes": whole.text_bytes // 9, "tokens": whole.tokens // 9}[unit]
     path = corpus_file(tmp_path, sources=[{"path": source, "limit": {unit: most}}], steps=steps)
-    report = build(path, overwrite=True)
+    heard = []
+    report = build(path, overwrite=True, progress=lambda *what: heard.append(what))
     got = texts_of(tmp_path / "out", "train")
     assert got == TEXTS[: len(got)]
     split = report.manifest.splits["train"]
@@ -41,6 +42,11 @@ def test_a_limit_is_the_longest_beginning_that_fits(tmp_path, source, unit, step
     if not steps:
         built = json.loads((tmp_path / "out/build.json").read_text())
         assert built["chunks_taken"] < built["chunks"] / 2
+    first = "dedup: reading" if steps else "tokenizing"
+    totals = [total for what, _, total, *_ in heard if what == first]
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert totals[0] == size, "time left is told with a limit too"
+    assert steps or totals[-1] < size / 2, "what is not wanted any more is not waited for"
 
 
 def test_a_limit_holds_over_all_splits_and_copies_come_on_top(tmp_path, source):

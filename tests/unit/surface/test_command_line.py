@@ -134,3 +134,12 @@ def test_the_module_is_the_command() -> None:
         [sys.executable, "-m", "llmtrain", "--version"], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.stdout.startswith("llmtrain ")
+
+
+def test_an_interrupted_build_says_that_it_can_go_on(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.build.build", interrupted)
+    assert main(["data", "build", "corpus.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted: what is done is kept, the same command goes on\n"

@@ -13,6 +13,11 @@ from llmtrain.report.progress import (
 )
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def record(step: int, **changes: Any) -> dict[str, Any]:
     values = {"step": step, "tokens": step * 100, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "step_s": 2.0}
     more = {"tokens_per_s": 50.0, "mfu": None, "memory_bytes": 2**30, "skipped": False}
@@ -50,10 +55,6 @@ def test_a_pipe_gets_plain_lines() -> None:
 
 
 def test_a_terminal_gets_a_live_display_that_shows_the_same() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     out = Terminal()
     shown = open_progress(10, 0, 1, out)
     assert isinstance(shown, LiveProgress)
@@ -96,3 +97,16 @@ def test_work_in_bytes_tells_rate_time_left_and_drops_in_a_line_now_and_then(mon
     shown.tell("writing shards", 31_000_005, 0)
     shown.close()
     assert out.getvalue().splitlines()[-1] == "writing shards: 31.0 MB · 1.00 MB/s"
+
+
+def test_a_terminal_shows_the_work_at_hand_and_nothing_of_what_is_done(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal()
+    shown = open_byte_progress(out)
+    shown.tell("training the tokenizer", 3, 10)
+    shown.tell("tokenizing", 5_000_000, 10_000_000, 1234)
+    out.truncate(0)
+    shown.bar.refresh()
+    shown.close()
+    assert "5.0/10.0 MB" in out.getvalue() and "1,234 left out" in out.getvalue()
+    assert "training the tokenizer" not in out.getvalue()
