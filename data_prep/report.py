@@ -35,7 +35,8 @@ class BuildReport:
         manifest, counts = self.manifest, self.manifest.counts
         how = "is up to date and was left as it is" if self.reused else f"built in {self.seconds:.1f} s"
         if self.seconds and not self.reused:
-            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {self.workers} worker{'s' * (self.workers > 1)}"
+            hands = f"{self.workers} workers" if self.workers > 1 else "1 worker"
+            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {hands}"
         if self.kept:
             how += f", {self.kept:,} chunks of an earlier build kept"
         lines = [f"{self.folder} {how}", ""]
