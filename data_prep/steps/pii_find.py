@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,10 +34,26 @@ def masked(text: str, spans: Sequence[Span], placeholders: Mapping[str, str]) ->
     return "".join([*pieces, text[done:]])
 
 
-# A pattern begins with a set of characters, as that is scanned fast; what must not stand before comes after.
-_NUMBERS = re.compile(
-    r"[0-9](?:([0-9]{0,2}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?!\.?[0-9]))|(?:[ .()/\u00a0-]{0,2}[0-9]){6,})"
-)
+# What is scanned for numbers is the text's shape, a byte per character: one sign for all digits, one for all
+# capitals. A pattern that begins with one sign is looked for many times faster than one that begins with a set.
+def _shapes() -> bytes:
+    """The sign of each character of Latin 1. Of what lies beyond none is told from another."""
+    signs = bytearray(b"x" * 256)
+    for characters, sign in (
+        (string.digits, "0"),
+        (string.ascii_uppercase, "A"),
+        (string.ascii_lowercase, "a"),
+        (" ()/\u00a0-", " "),  # with the dot, what may stand between the digits of a number
+        (".", "."),
+    ):
+        for character in characters:
+            signs[ord(character)] = ord(sign)
+    return bytes(signs)
+
+
+_SHAPES = _shapes()
+_NUMBERS = re.compile(rb"0(?:(0{0,2}\.0{1,3}\.0{1,3}\.0{1,3}(?!\.?0))|(?:[ .]{0,2}0){6,})")
+_ITALIAN_SHAPE = re.compile(rb"A(?<![Aa0]A)A{5}[0A]{2}A[0A]{2}A[0A]{3}A(?![Aa0])")
 _DAY = re.compile(r"[0-9]{4}([-/.])[0-9]{2}\1[0-9]{2}(?: [0-9]{2})?")  # the commonest of all, and no number
 _BESIDE = 3  # characters of a number before and after its run of digits, as in (212) and 12345678-Z
 _CORSICAN = 12  # a French number of Corsica has a letter, 2A or 2B, before its last eight digits
@@ -115,9 +132,7 @@ _IDS = {
     "us": re.compile(r"(?<![\w.-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])"),
 }
 _DIGIT = "[0-9LMNP-V]"  # two people of the same code are told apart by letters in place of digits
-_ITALIAN = re.compile(
-    rf"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]{{5}}{_DIGIT}{{2}}[A-EHLMPRST]{_DIGIT}{{2}}[A-Z]{_DIGIT}{{3}}[A-Z](?![A-Za-z0-9])"
-)
+_ITALIAN = re.compile(rf"[A-Z]{{6}}{_DIGIT}{{2}}[A-EHLMPRST]{_DIGIT}{{2}}[A-Z]{_DIGIT}{{3}}[A-Z]")
 
 
 class Finder:
@@ -137,6 +152,7 @@ class Finder:
     def __call__(self, text: str) -> list[Span]:
         """What is found, in the order of the text, without overlaps."""
         found: list[Span] = []
+        shape = text.encode("latin-1", "replace").translate(_SHAPES)
         if "secret" in self.kinds:
             found += [Span(start, end, "secret") for start, end in secrets(text)]
         if "email" in self.kinds and "@" in text:
@@ -144,13 +160,9 @@ class Finder:
         if "ip" in self.kinds and ":" in text:
             found += [Span(start, end, "ip") for start, end in self._ipv6(text)]
         if "national_id" in self.kinds and "it" in self.countries:
-            found += [
-                Span(*match.span(), "national_id")
-                for match in _ITALIAN.finditer(text)
-                if NATIONAL_IDS["it"](match[0])
-            ]
+            found += [Span(*span, "national_id") for span in _italians(text, shape)]
         if self._near_numbers:
-            addresses, numbers = _numbers(text)
+            addresses, numbers = _numbers(text, shape)
             for kind, look in self._near_numbers:
                 places = addresses if kind == "ip" else numbers
                 found += [Span(*span, kind) for low, high in places for span in look(text, low, high)]
@@ -206,15 +218,22 @@ class Finder:
                     yield found.span()
 
 
-def _numbers(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _numbers(text: str, shape: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Where four numbers stand as in an address, and where there are enough digits for the other kinds."""
     addresses, numbers = [], []
-    for match in _NUMBERS.finditer(text):
+    for match in _NUMBERS.finditer(shape):
         if match[1] is not None:
             addresses.append((match.start(), match.end() + 2))
         elif not _DAY.fullmatch(text, *match.span()):
             numbers.append(match.span())
     return addresses, numbers
+
+
+def _italians(text: str, shape: bytes) -> Iterator[tuple[int, int]]:
+    for place in _ITALIAN_SHAPE.finditer(shape):
+        match = _ITALIAN.match(text, place.start())
+        if match and NATIONAL_IDS["it"](match[0]):
+            yield match.span()
 
 
 def apart(found: Sequence[Span]) -> list[Span]:

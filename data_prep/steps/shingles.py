@@ -107,7 +107,7 @@ def _blocks(points: np.ndarray) -> Iterator[tuple[int, int]]:
         end, reach = begin + _BLOCK, 0
         while end < points.size:
             reach += 2**10
-            gaps = np.flatnonzero(kinds[_in_table(points[end : end + reach])] == _APART)
+            gaps = np.flatnonzero(kinds.take(points[end : end + reach], mode="clip") == _APART)
             if gaps.size:
                 end += int(gaps[0])
                 break
@@ -119,24 +119,20 @@ def _blocks(points: np.ndarray) -> Iterator[tuple[int, int]]:
 def _hashed_words(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where words start in a block, and their hashes."""
     kinds, values = _tables()
-    points = _in_table(points)
-    kind = kinds[points]
-    letter = kind == _LETTER
-    starts, ends = kind == _ALONE, kind == _ALONE
-    starts[:1] |= letter[:1]
-    starts[1:] |= letter[1:] & ~letter[:-1]
-    ends[-1:] |= letter[-1:]
-    ends[:-1] |= letter[:-1] & ~letter[1:]
-    start, end = np.flatnonzero(starts), np.flatnonzero(ends) + 1
+    kind = kinds.take(points, mode="clip")  # what lies beyond the table is, as its last place, no letter
+    letter = np.zeros(points.size + 2, bool)
+    np.equal(kind, _LETTER, out=letter[1:-1])
+    edges = np.flatnonzero(letter[1:] != letter[:-1])
+    start, end = edges[::2], edges[1::2]
+    if kind.size and kind.max() == _ALONE:
+        alone = np.flatnonzero(kind == _ALONE)
+        start, end = np.sort(np.append(start, alone)), np.sort(np.append(end, alone + 1))
     powers, inverses = _powers(1 << max(points.size, _BLOCK).bit_length())
     sums = np.zeros(points.size + 1, np.uint64)
-    np.cumsum(values[points] * powers[: points.size], out=sums[1:])
-    return start, mix((sums[end] - sums[start]) * inverses[start])
-
-
-def _in_table(points: np.ndarray) -> np.ndarray:
-    """Code points, with those beyond the table at its last place, which is no letter."""
-    return points if points.dtype == np.uint8 else np.minimum(points, _TABLE_END - 1)
+    terms = values.take(points, mode="clip")
+    terms *= powers[: points.size]
+    np.cumsum(terms, out=sums[1:])
+    return start, mix((sums.take(end) - sums.take(start)) * inverses.take(start))
 
 
 @lru_cache(maxsize=1)
