@@ -33,6 +33,7 @@ class Document:
     number: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
     samples: tuple[Any, ...] = ()  # fine-tuning data: what is written in place of the text, encoded already
+    features: Any = field(default=None, repr=False, compare=False)  # what filters know of this very text
 
     @property
     def id(self) -> str:

@@ -11,7 +11,7 @@ import re
 from pydantic import Field
 
 from data_prep.documents import Document, Tally
-from data_prep.steps.features import features_of, split_words
+from data_prep.steps.features import split_words
 from data_prep.steps.judge import Filter, judging
 from data_prep.steps.step import Step
 
@@ -63,18 +63,25 @@ class _Cleaner:
 
     def __call__(self, document: Document, tally: Tally) -> str | None:
         settings = self.settings
-        features = features_of(document.text)
+        features = document.features
         if settings.curly_bracket and "{" in document.text:
             return "curly bracket"
         if settings.lorem_ipsum and "lorem ipsum" in features.lower:
             return "lorem ipsum"
         lines = features.lines
         if settings.citations and "[" in document.text:
-            lines = [line for line in (_CITATION.sub("", line).strip() for line in lines) if line]
-        phrases = [(phrase, rule) for phrase, rule in self.phrases if phrase in features.lower]
+            lines = [_CITATION.sub("", line).strip() if "[" in line else line for line in lines]
+            lines = [line for line in lines if line]
+        lower = features.lower
+        cookies = "cookie" in lower  # in most phrases, and seldom in a text
+        phrases = [
+            (phrase, rule)
+            for phrase, rule in self.phrases
+            if (cookies or "cookie" not in phrase) and phrase in lower
+        ]
         kept, gone = [], []
         for line in lines:
-            rule = self._line_rule(line) or _phrase_rule(line, phrases)
+            rule = self._line_rule(line) or (_phrase_rule(line, phrases) if phrases else None)
             if rule is None:
                 kept.append(line)
             else:
@@ -103,17 +110,18 @@ class _Cleaner:
 
 
 def _phrase_rule(line: str, phrases: list[tuple[str, str]]) -> str | None:
-    """The rule of the first phrase that stands in a line. Most pages have none of them."""
-    if phrases:
-        lower = line.lower()
-        for phrase, rule in phrases:
-            if phrase in lower:
-                return rule
+    """The rule of the first phrase that stands in a line."""
+    lower = line.lower()
+    for phrase, rule in phrases:
+        if phrase in lower:
+            return rule
     return None
 
 
 def sentences(lines: list[str], enough: int) -> int:
     """Sentences in these lines, counted up to `enough`; a line's end without a mark ends one too."""
+    if len(lines) >= enough:  # each is at least one
+        return len(lines)
     count = 0
     for line in lines:
         if count >= enough:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from pydantic import Field
 
 from data_prep.documents import Document, Tally
-from data_prep.steps.features import features_of
-from data_prep.steps.gopher_repetition import repeated
+from data_prep.steps.features import Features
 from data_prep.steps.judge import Filter, judging
 from data_prep.steps.step import Step
 
-_TERMINAL = tuple(".!?。．！？｡؟۔।॥‼‽⁇⁈⁉։።፧။៕")
+_TERMINAL = frozenset(".!?。．！？｡؟۔।॥‼‽⁇⁈⁉։።፧။៕")
 
 
 class FineWeb(Filter):
@@ -30,24 +29,24 @@ def make(settings: FineWeb) -> Step:
     """The step with these settings."""
 
     def verdict(document: Document, tally: Tally) -> str | None:
-        return rule_broken(document.text, settings)
+        return rule_broken(document.features, settings)
 
     return judging("fineweb", settings, verdict)
 
 
-def rule_broken(text: str, settings: FineWeb) -> str | None:
+def rule_broken(features: Features, settings: FineWeb) -> str | None:
     """The first rule that a text breaks, None when it keeps them all."""
-    features = features_of(text)
-    lines = features.lines
+    text, lines = features.text, features.lines
     if not lines:
         return "empty"
-    if sum(line.endswith(_TERMINAL) for line in lines) / len(lines) < settings.min_line_punctuation:
+    if sum([line[-1] in _TERMINAL for line in lines]) / len(lines) < settings.min_line_punctuation:
         return "too few lines end in punctuation"
-    if sum(len(line) <= settings.short_line_length for line in lines) / len(lines) > settings.max_short_lines:
+    short = settings.short_line_length
+    if sum([length <= short for length in map(len, lines)]) / len(lines) > settings.max_short_lines:
         return "too many short lines"
     ends = text.count("\n")
-    if repeated(lines)[1] / (len(text) - ends) > settings.max_duplicate_line_chars:
+    if features.repeated_lines[1] / (len(text) - ends) > settings.max_duplicate_line_chars:
         return "characters in duplicate lines"
-    if ends / len(features.words) > settings.max_line_word_ratio:
+    if ends / features.count > settings.max_line_word_ratio:
         return "too many lines for its words"
     return None

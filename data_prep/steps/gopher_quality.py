@@ -5,12 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from data_prep.documents import Document, Tally
-from data_prep.steps.features import bare, features_of, lettered
+from data_prep.steps.features import Features, bare
 from data_prep.steps.judge import Filter, judging
 from data_prep.steps.step import Step
 from data_prep.steps.stop_words import stop_words_of
 
-_BULLETS = ("•", "‣", "◦", "▪", "■", "●", "–", "-", "*")
+_BULLETS = frozenset("•‣◦▪■●–-*")
+_HEAD = 400  # characters in which most texts have stop words enough
 _ELLIPSES = ("...", "…")
 
 
@@ -38,44 +39,48 @@ def make(settings: GopherQuality) -> Step:
 
     def verdict(document: Document, tally: Tally) -> str | None:
         language = str(document.meta.get("language") or settings.language)
-        return rule_broken(document.text, language, settings)
+        return rule_broken(document.features, language, settings)
 
     return judging("gopher_quality", settings, verdict)
 
 
-def rule_broken(text: str, language: str, settings: GopherQuality) -> str | None:
+def rule_broken(features: Features, language: str, settings: GopherQuality) -> str | None:
     """The first rule that a text breaks, None when it keeps them all."""
-    features = features_of(text)
-    count = len(features.words)
+    text, count = features.text, features.count
     if count < settings.min_words or count == 0:
         return "too few words"
     if count > settings.max_words:
         return "too many words"
     if features.spaced:
-        mean = (len(features.joined) - count + 1) / count
+        mean = features.characters / count
         if mean < settings.min_mean_word_length:
             return "words too short"
         if mean > settings.max_mean_word_length:
             return "words too long"
     if text.count("#") / count > settings.max_symbol_word_ratio:
         return "too many hashes"
-    if sum(map(text.count, _ELLIPSES)) / count > settings.max_symbol_word_ratio:
+    ellipses = sum(map(text.count, _ELLIPSES))
+    if ellipses / count > settings.max_symbol_word_ratio:
         return "too many ellipses"
     lines = features.lines
-    if sum(line.startswith(_BULLETS) for line in lines) / len(lines) > settings.max_bullet_lines:
+    if sum([line[0] in _BULLETS for line in lines]) / len(lines) > settings.max_bullet_lines:
         return "too many bullet lines"
-    if sum(line.endswith(_ELLIPSES) for line in lines) / len(lines) > settings.max_ellipsis_lines:
+    trailing = sum([line.endswith(_ELLIPSES) for line in lines]) if ellipses else 0
+    if trailing / len(lines) > settings.max_ellipsis_lines:
         return "too many lines end in an ellipsis"
-    if not lettered(features, settings.min_alphabetic_words):
+    if not features.lettered(settings.min_alphabetic_words):
         return "too few words with a letter"
-    if not _coherent(features.words, language, settings.min_stop_words):
+    if not _coherent(features, language, settings.min_stop_words):
         return "too few stop words"
     return None
 
 
-def _coherent(words: list[str], language: str, least: int) -> bool:
+def _coherent(features: Features, language: str, least: int) -> bool:
     """Whether at least `least` stop words are there, in either case and next to punctuation too."""
     stop_words = stop_words_of(language)
-    if stop_words is None or len(stop_words.intersection(words)) >= least:
+    if stop_words is None:
         return True
-    return len(stop_words.intersection(map(bare, words))) >= least
+    head = features.text[:_HEAD].split()[:-1]  # its last word may be cut
+    if len(stop_words.intersection(head)) >= least or len(stop_words.intersection(features.words)) >= least:
+        return True
+    return len(stop_words.intersection(map(bare, features.words))) >= least

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from data_prep.documents import Document, Tally
+from data_prep.steps.features import groups_with_features
 from data_prep.steps.step import Step
 from llmtrain.config.schema import Section
 
@@ -28,10 +29,10 @@ Verdict = Callable[[Document, Tally], str | None]  # the rule against a document
 
 
 def judging(name: str, settings: Filter, verdict: Verdict) -> Step:
-    """The step that drops each document with `verdict`'s rule as the reason."""
+    """The step that drops each document with `verdict`'s rule as the reason. A verdict finds its features."""
 
     def keep(documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
-        for document in documents:
+        for document in (one for group in groups_with_features(documents) for one in group):
             if settings.exempt_code and is_code(document):
                 tally.find(f"{name}: code, exempt")
                 yield document

@@ -35,7 +35,7 @@ def masked(text: str, spans: Sequence[Span], placeholders: Mapping[str, str]) ->
 
 
 # What is scanned for numbers is the text's shape, a byte per character: one sign for all digits, one for all
-# capitals. A pattern that begins with one sign is looked for many times faster than one that begins with a set.
+# capitals. A pattern that begins with one sign is found many times faster than one that begins with a set.
 def _shapes() -> bytes:
     """The sign of each character of Latin 1. Of what lies beyond none is told from another."""
     signs = bytearray(b"x" * 256)
@@ -186,6 +186,8 @@ class Finder:
                 start -= 1
             while end < len(text) and text[end] in _IPV6_CHARS and end - start < 46:
                 end += 1
+            if not self.private_ips and text[start] not in "23":  # 2000::/3 is all that is public
+                continue
             address = text[start:end].rstrip(".")
             if address.endswith(":") and not address.endswith("::"):
                 address = address[:-1]

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import random
-import sysconfig
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plain_filters
 import pytest
+from filter_texts import NOUNS, prose, run, texts
 
-from data_prep.documents import Document, Tally
+from data_prep.documents import Document
 from data_prep.steps import features
-from data_prep.steps.registry import StepSection, apply_steps, make_steps
+from data_prep.steps.gopher_repetition import Grams
 from data_prep.steps.stop_words import STOP_WORDS
-
-STOPS = ["the", "be", "to", "of", "and", "that", "have", "with"]
-NOUNS = ["river", "stone", "engine", "paper", "window", "history", "morning", "teacher", "garden", "letter"]
-
-
-def run(steps: list[dict[str, Any]], *documents: Document) -> tuple[list[Document], Tally]:
-    tally = Tally()
-    made = make_steps([StepSection.model_validate(step) for step in steps])
-    return list(apply_steps(made, iter(documents), tally)), tally
 
 
 def reason(step: str, text: str, meta: dict[str, Any] | None = None, **settings: Any) -> str | None:
@@ -33,75 +22,6 @@ def reason(step: str, text: str, meta: dict[str, Any] | None = None, **settings:
     kept, tally = run([{step: settings}], Document(text, "x.txt", meta=meta or {}))
     assert len(kept) + sum(tally.rejected.values()) == 1
     return None if kept else next(iter(tally.rejected)).removeprefix(f"{step}: ")
-
-
-def prose(rng: random.Random, words: int) -> str:
-    """Sentences of made-up words that seldom repeat, in lines of a few sentences."""
-    text, line = [], []
-    while words > 0:
-        count = min(words, rng.randint(6, 14))
-        picked = [
-            rng.choice(STOPS) if rng.random() < 0.4 else rng.choice(NOUNS) + str(rng.choice("abcdefgh"))
-            for _ in range(count)
-        ]
-        line.append(" ".join(picked).capitalize() + ".")
-        words -= count
-        if rng.random() < 0.4:
-            text.append(" ".join(line))
-            line = []
-    return "\n".join([*text, " ".join(line)]).strip()
-
-
-def spoiled(rng: random.Random, text: str) -> str:
-    """The text with one or two of the faults that the rules are about, more or less of each."""
-    for _ in range(rng.randint(0, 2)):
-        lines = text.split("\n")
-        share = rng.random() ** 2
-        fault = rng.randrange(11)
-        if fault == 0:
-            lines += rng.choices(lines, k=int(share * len(lines)) + 1)
-        elif fault == 1:
-            piece = " ".join(text.split()[: rng.randint(2, 14)])
-            lines += [f"{piece} {number}" for number in range(int(share * 40))]
-        elif fault == 2:
-            lines = [("- " if rng.random() < share * 2 else "") + line for line in lines]
-        elif fault == 3:
-            lines = [line + ("..." if rng.random() < share else "") for line in lines]
-        elif fault == 4:
-            lines += ["12 34 # 5"] * int(share * 60)
-        elif fault == 5:
-            lines = "\n\n".join(lines + lines[: int(share * len(lines))]).split("\n")
-        elif fault == 6:
-            lines += ["Menu", "Home page", "We use cookies.", "Enable Javascript now."] * int(share * 10)
-        elif fault == 7:
-            lines = [line + rng.choice(["", "", "[1]", '"', "[edit]"]) for line in lines]
-        elif fault == 8:
-            lines.append(rng.choice(["{", "x = {}", "Lorem ipsum dolor.", "no mark", "W" * 1200 + " x y."]))
-        elif fault == 9:
-            lines = text.replace(". ", ".\n").split("\n")
-        else:
-            lines = "\n\n\n\n\n".join(text.replace(". ", ".\n").split("\n")).split("\n")
-        text = "\n".join(lines)
-    return text
-
-
-@cache
-def texts() -> list[str]:
-    """Random texts, and prose and code of the standard library."""
-    rng = random.Random(20211208)
-    made = [spoiled(rng, prose(rng, rng.choice([20, 45, 60, 150, 400]))) for _ in range(350)]
-    library = Path(sysconfig.get_path("stdlib"))
-    found = []
-    for path in sorted(library.glob("*.py"))[:90]:
-        source = path.read_text(encoding="utf-8", errors="ignore")
-        found.append(source[:6000])
-        docstrings = [
-            ast.get_docstring(node)
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        ]
-        found.append("\n".join(text for text in docstrings if text)[:8000])
-    return [text for text in made + found if text.split()]
 
 
 @pytest.mark.parametrize("step", ["gopher_quality", "gopher_repetition", "fineweb"])
@@ -196,28 +116,30 @@ def test_repetition_is_exact_at_its_thresholds() -> None:
         assert reason("gopher_repetition", text) == rule
 
 
-def test_repeated_ngrams_that_overlap_count_each_character_once() -> None:
-    from data_prep.steps.features import Features
-    from data_prep.steps.gopher_repetition import _Grams
+def repeated_characters(text: str, n: int) -> int:
+    group = features.Group([text])
+    sizes = np.array([len(text)])
+    grams = Grams(np.arange(1), sizes, np.diff(group.firsts), group.hashes, group.lengths)
+    return int(grams.repeated_characters(n)[0])
 
+
+def test_repeated_ngrams_that_overlap_count_each_character_once() -> None:
     words = [f"w{number:02d}" for number in range(20)]
-    grams = _Grams(Features(" ".join(words + ["apart"] + words[:7])))
-    assert grams.repeated_characters(5) == 7 * 3
-    assert grams.repeated_characters(7) == 7 * 3
-    assert grams.repeated_characters(8) == 0
+    text = " ".join(words + ["apart"] + words[:7])
+    assert repeated_characters(text, 5) == repeated_characters(text, 7) == 7 * 3
+    assert repeated_characters(text, 8) == 0
 
 
 def test_where_words_are_characters_an_ngram_has_two_for_each_word() -> None:
-    from data_prep.steps.features import Features
-    from data_prep.steps.gopher_repetition import _Grams
-
     different = "".join(chr(0x4E00 + at) for at in range(60))
     for length, repeated in ((9, 0), (10, 10), (14, 14)):
-        grams = _Grams(Features(different + "。" + different[:length]))
-        assert grams.repeated_characters(5) == repeated
+        text = different + "。" + different[:length]
+        assert repeated_characters(text, 10) == repeated
+        limits = {"max_top_ngram_chars": {}, "max_duplicate_ngram_chars": {5: 0.1}}
+        rule = "characters in duplicate 5-grams" if repeated else None
+        assert reason("gopher_repetition", text, **limits) == rule
     polite = "\n".join(f"{different[at * 6 : at * 6 + 6]}を使うことができます。" for at in range(10))
-    ending = len("を使うことができます。")
-    assert _Grams(Features(polite)).repeated_characters(5) == 9 * ending
+    assert repeated_characters(polite, 10) == 9 * len("を使うことができます。")
 
 
 @pytest.mark.parametrize(
@@ -331,41 +253,8 @@ def test_a_script_without_spaces_is_judged_by_its_characters(text: str, language
     assert reason("fineweb", text, min_line_punctuation=0) is None
 
 
-def test_words_of_mixed_scripts() -> None:
-    assert features.split_words("GPT 很好用, really 好") == ["GPT", "很", "好", "用", ",", "really", "好"]
-    assert features.split_words("ที่นี่") == ["ที่", "นี่"], "marks stay on their letter"
-    assert features.split_words("한국어 단어는 띄어 쓴다") == ["한국어", "단어는", "띄어", "쓴다"]
-
-
-def test_equal_words_have_equal_hashes_and_others_do_not() -> None:
-    words = [word for text in texts() for word in text.split()][::3]
-    words += ["ab", "ba", "a", "aa", "aaa", "x" * 70_000, "x" * 70_001, "é", "e\u0301", "字", "🙂"] * 2
-    made = features.Features(" \n".join(words))
-    assert made.words == words and made.lengths.tolist() == [len(word) for word in words]
-    by_word = dict(zip(words, made.hashes.tolist(), strict=True))
-    assert [by_word[word] for word in words] == made.hashes.tolist()
-    assert len(set(by_word.values())) == len(by_word) > 5000
-    assert features.Features(" \n").hashes.size == features.Features("").lengths.size == 0
-
-
 def test_every_list_of_stop_words_can_be_met() -> None:
     for language, words in STOP_WORDS.items():
         assert len(words) >= 8, language
         found = {word for word in words if features.split_words(word) == [word]}
         assert found == words, f"{language}: {words - found} are never words of a text"
-
-
-def test_the_chain_splits_each_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 0
-    split = features.split_words
-
-    def counted(text: str) -> list[str]:
-        nonlocal count
-        count += 1
-        return split(text)
-
-    monkeypatch.setattr(features, "split_words", counted)
-    documents = [Document(f"{GOOD} {number}.", "x", number) for number in range(5)]
-    chain = [{"gopher_repetition": {}}, {"gopher_quality": {}}, {"fineweb": {}}]
-    assert len(run(chain, *documents)[0]) == 5
-    assert count == 5

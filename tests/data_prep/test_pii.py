@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pii as pii_benchmark
 import pytest
@@ -11,6 +12,7 @@ from pii_labelled import labelled
 from step_driver import pass_through
 
 from data_prep.corpus import CorpusConfig
+from data_prep.steps import pii_find, secrets
 from data_prep.steps.checksums import NATIONAL_IDS, is_card, is_iban, luhn
 from data_prep.steps.pii import KINDS, Pii, make
 from data_prep.steps.pii_find import Span, apart
@@ -158,6 +160,26 @@ ODD += [
 @pytest.mark.parametrize("odd", ODD)
 def test_long_runs_take_no_long_time(odd):
     assert len(pass_through(make(Pii()), [odd]).documents) == 1
+
+
+def test_a_text_has_the_sign_of_every_mark_of_a_token():
+    for mark, (sign, _) in secrets._TOKENS.items():
+        for before in ("", " ", "\n("):
+            assert sign.search(before + mark + ("b-" if mark == "xox" else "")), mark
+
+
+def test_numbers_are_found_by_their_shape_as_in_the_text_itself():
+    plain = re.compile(
+        r"[0-9](?:([0-9]{0,2}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?!\.?[0-9]))"
+        r"|(?:[ .()/\u00a0-]{0,2}[0-9]){6,})"
+    )
+    rng = random.Random(3)
+    for _ in range(3000):
+        text = "".join(rng.choices("0123456789" * 2 + " .()/-\xa0\u0661é🙂Aa_,", k=40))
+        shape = text.encode("latin-1", "replace").translate(pii_find._SHAPES)
+        assert [match.span() for match in pii_find._NUMBERS.finditer(shape)] == [
+            match.span() for match in plain.finditer(text)
+        ]
 
 
 def test_of_overlapping_spans_the_one_found_first_is_kept():
