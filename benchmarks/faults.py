@@ -60,6 +60,13 @@ ROWS = [
         state.stopped_and_resumed_elsewhere,
         APART,
     ),
+    Row(
+        "R6k",
+        "5 kills, each resumed on 1 to 4 ranks × stage × pipeline",
+        100,
+        starts.resumed_everywhere,
+        APART,
+    ),
     Row("R7", "one flipped bit in any file of a checkpoint", 300, state.flipped_bit),
     Row("R8", "cut, empty, missing, swapped, foreign files", 120, state.damaged_files),
     Row("R9", "COMMIT or the manifest is something else", 56, state.replaced_files),

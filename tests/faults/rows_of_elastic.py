@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from rows_of_state import KILLED, Outcome, differs
-from whole_runs import Lab, Started, free_port, ledger, losses
+from whole_runs import Lab, Started, committed, free_port, ledger, losses
 
 STEPS = 80
 SLOW = {  # about 0.2 s a step, so that a machine can come while it trains
@@ -23,6 +25,7 @@ SLOW = {  # about 0.2 s a step, so that a machine can come while it trains
     "checkpoint": {"every": 10, "keep": 2},
     "eval": {"rows": 5, "every": 0},
 }
+LARGEST = 6.0  # a loss of these runs
 CLOSE = 1e-4  # of a loss: fp32 sums in another order, over STEPS steps
 # torch 2.13: an agent that shares its store tells a machine that joins later no address, and both give up
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -99,6 +102,45 @@ def started_twice(lab: Lab, number: int, draw: random.Random) -> Outcome:
         broken or unclean or ("" if status == 0 else f"the exit status is {status}: {second.said[-500:]}")
     )
     return Outcome(broken or differs(run, golden), seconds, changes["deepspeed"])
+
+
+SAVED_AT = (("zero0", 1), ("zero1", 1), ("zero2", 1), ("zero3", 1), ("zero1", 2))  # one for each kill
+KILLED_IN = ("forward", "update", "saving", "evaluation", "backward")
+TARGETS = [(ranks, f"zero{stage}", 1) for ranks in (1, 2, 3, 4) for stage in range(4)]
+TARGETS += [(ranks, f"zero{stage}", 2) for ranks in (2, 4) for stage in (0, 1)]  # what a pipeline can have
+
+
+def resumed_everywhere(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """R6: killed in five places at five topologies, each resumed at 20: the same rows, losses to 1e-5."""
+    kill, target = number % len(KILLED_IN), TARGETS[number // len(KILLED_IN) % len(TARGETS)]
+    ranks, strategy, pipeline = target
+    changes = {**KILLED, "batch": {"rows": 12}}
+    golden = lab.golden(**changes, deepspeed="zero1")
+    run = lab.run(**changes, deepspeed=strategy, parallel={"pipeline": pipeline})
+    shutil.copytree(_killed(lab, kill, changes), run.parent / "run")
+    last = max(committed(run))
+    said = lab.forked(run, ranks)
+    cell = f"killed in {KILLED_IN[kill]} at {SAVED_AT[kill]}, {target}"
+    if said:
+        return Outcome(f"it does not go on: {said[-600:]}", cell=cell)
+    start = ledger(run)["starts"][-1]
+    if (start["from_step"], start["topology"]["world"]) != (last, ranks):
+        return Outcome(f"it went on from {start['from_step']}, not {last}: {start['topology']}", cell=cell)
+    apart = _apart(run, golden)
+    return Outcome("" if apart <= 1e-5 * LARGEST else f"losses are {apart:.1e} apart", apart, cell)
+
+
+def _killed(lab: Lab, kill: int, changes: dict[str, Any]) -> Path:
+    """A run folder whose ranks were all killed; made once."""
+    kept = lab.folder / f"killed-{kill}"
+    if not kept.exists():
+        strategy, pipeline = SAVED_AT[kill]
+        run = lab.run(**changes, deepspeed=strategy, parallel={"pipeline": pipeline})
+        step = {"saving": 12, "evaluation": 16}.get(KILLED_IN[kill], 11)
+        said = lab.forked(run, fault={"rank": -1, "place": KILLED_IN[kill], "step": step, "kind": "kill"})
+        assert "ended with -9" in said, said
+        (run.parent / "run").rename(kept)
+    return kept
 
 
 def _worlds(run: Path) -> list[int]:
