@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_prep.documents import Document, Tally
+from data_prep.packings import PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
 from data_prep.steps.shingles import shingle, words_of
 from data_prep.steps.step import InputFile, Step
 from llmtrain.config.schema import Section
@@ -25,7 +26,7 @@ _BATCH_CHARS = 2**17  # documents are shingled together up to so many characters
 
 
 class EvaluationSet(Section):
-    """A JSON-lines file, and the fields that are text (or lists of texts): joined in this order."""
+    """JSON lines, a JSON array or Parquet, and which fields are text or lists of texts, in this order."""
 
     path: InputFile
     fields: tuple[str, ...] = Field(min_length=1)
@@ -100,21 +101,51 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def texts_of(section: EvaluationSet) -> list[str]:
-    """One text per line of an evaluation set. Raises ValueError, naming the line, for what is none."""
+    """One text per row of an evaluation set. Raises ValueError, naming the row, for what is none."""
     texts = []
-    with open(Path(section.path).expanduser(), encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{section.path}:{number} is no JSON") from None
-            for field in section.fields:
-                if not isinstance(row, dict) or field not in row:
-                    raise ValueError(f"{section.path}:{number} has no field '{field}'")
-            texts.append("\n".join(part for field in section.fields for part in _parts(row[field])))
+    for number, row in _rows(section.path):
+        for field in section.fields:
+            if not isinstance(row, dict) or field not in row:
+                has = f" (it has {', '.join(row)})" if isinstance(row, dict) and row else ""
+                raise ValueError(f"{section.path}:{number} has no field '{field}'{has}")
+        texts.append("\n".join(part for field in section.fields for part in _parts(row[field])))
     return texts
+
+
+def _rows(name: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a file, numbered from 1 or by their lines. Raises ValueError for what can't be read."""
+    path = Path(name).expanduser()
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{name} is no readable Parquet file: {error}") from None
+        return
+    with open(path, "rb") as file:
+        raw = iter(lambda: file.read(PACKED_CHUNK_BYTES), b"")
+        packing = PACKINGS.get(path.suffix)
+        try:
+            content = b"".join(unpack(raw, packing) if packing else raw)
+        except DamagedFileError as damage:
+            raise ValueError(f"{name} can't be read: {damage}") from None
+    text = content.decode("utf-8-sig", errors="replace")
+    try:
+        whole = json.loads(text)
+    except ValueError:  # no array, then: lines
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _parsed(line, f"{name}:{number}")
+    else:
+        yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
+
+
+def _parsed(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise ValueError(f"{place} is no JSON") from None
 
 
 def _parts(value: Any) -> list[str]:

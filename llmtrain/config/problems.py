@@ -105,7 +105,10 @@ def describe(
                 problems.append(Problem(dotted(path) or "file", shown, origin(path), said))
             failed |= {path} if path and not own_fault else set()
             continue
+        emptied = any(path == gone[: len(path)] for gone in missing_by_us | failed)
         failed.add(path)
+        if item["type"] == "too_short" and emptied:  # by the mistakes in what was there
+            continue
         wanted = _wanted(item)
         phrases, _ = found.setdefault(path, ([], value))
         phrase = f"must be {wanted}" if wanted else item["msg"][:1].lower() + item["msg"][1:]

@@ -144,7 +144,9 @@ def test_an_empty_corpus_says_why_it_is_empty(tmp_path):
 def test_a_split_without_a_document_is_refused_with_the_ways_out(tmp_path):
     (tmp_path / "only.txt").write_text("one long story")
     path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "only.txt")}], splits={"valid": 0.01})
-    with pytest.raises(DataError, match="split 'valid' got none of the 1 documents .* separator"):
+    with pytest.raises(
+        DataError, match="split 'valid' got none of the 1 documents .*valid=0.5.*splits: {}.* separator"
+    ):
         build(path)
 
 

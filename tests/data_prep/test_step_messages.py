@@ -38,7 +38,7 @@ def test_a_file_that_is_not_there_is_named_with_its_key_and_line(tmp_path: Path)
         ("", "is empty: nothing to look for"),
         ("\n\n", "is empty: nothing to look for"),
         ('{"q": "only four words here"}\n', "has no text of 8 words or more"),
-        ('{"q": "x"}\n{"query": "y"}\n', "set.jsonl:2 has no field 'q'"),
+        ('{"q": "x"}\n{"query": "y"}\n', "set.jsonl:2 has no field 'q' (it has query)"),
         ('["q"]\n', "set.jsonl:1 has no field 'q'"),
         ('{"q": "x"}\n{"q": \n', "set.jsonl:2 is no JSON"),
     ],
@@ -48,6 +48,17 @@ def test_an_evaluation_set_that_proves_nothing_is_refused(tmp_path: Path, conten
     given = {"path": str(tmp_path / "set.jsonl"), "fields": ["q"]}
     said = refused(tmp_path, {"decontaminate": {"sets": [given]}})
     assert message in said and "steps.0.decontaminate.sets.0" in said
+    assert len(said.splitlines()) == 1, "one mistake, one sentence"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("set.parquet", "is no readable Parquet file"), ("set.jsonl.gz", "can't be read: ")]
+)
+def test_a_damaged_evaluation_set_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes(b"PAR1 and no more")
+    said = refused(tmp_path, {"decontaminate": {"sets": [{"path": str(tmp_path / name), "fields": ["q"]}]}})
+    assert "steps.0.decontaminate.sets.0" in said
+    assert f"{name} {message}" in said
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from corpora import corpus_file, texts_of
 from test_filters import CHINESE, GERMAN, GOOD, run
@@ -163,6 +166,22 @@ def test_thirteen_words_in_a_row_are_contamination(tmp_path: Path) -> None:
     assert tally.examples["decontaminate: sheep"][0] == f"x:1 ({thirteen.lower()})"
     kept, tally = run([{"decontaminate": {"sets": [given], "n": 12}}], *documents)
     assert [one.number for one in kept] == [4]
+
+
+@pytest.mark.parametrize("name", ["sheep.json", "sheep.jsonl.gz", "sheep.parquet"])
+def test_an_evaluation_set_may_be_an_array_packed_or_parquet(tmp_path: Path, name: str) -> None:
+    rows = [{"a": QUESTION, "b": [ANSWER]}, {"a": None, "b": [GERMAN, ANSWER]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(
+            gzip.compress(lines.encode()) if ".gz" in name else json.dumps(rows, indent=1).encode()
+        )
+    given = {"path": str(tmp_path / name), "fields": ["a", "b"]}
+    documents = [Document(text, "x", number) for number, text in enumerate((QUESTION, GERMAN, GOOD))]
+    kept, tally = run([{"decontaminate": {"sets": [given]}}], *documents)
+    assert [one.number for one in kept] == [2] and tally.rejected == {"decontaminate: sheep": 2}
 
 
 def test_report_keeps_the_documents_and_names_set_and_ngram(tmp_path: Path) -> None:
