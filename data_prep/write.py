@@ -261,8 +261,8 @@ def _refuse_empty(tally: Tally, documents: dict[str, int], name: str) -> None:
             enough = min(0.5, math.ceil(400 / tally.documents_out) / 100)  # misses all of them once in fifty
             raise DataError(
                 f"split '{split}' got none of the {tally.documents_out} documents of corpus '{name}': "
-                f"give it a larger share (splits.{split}={enough:g}), do without (splits: {{}}), or cut files "
-                "into more documents with a separator"
+                f"give it a larger share (splits.{split}={enough:g}), do without (splits: {{}}), or cut "
+                "files into more documents with a separator"
             )
 
 
