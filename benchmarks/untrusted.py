@@ -27,6 +27,9 @@ from record import machine, publish
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), *(str(TESTS / folder) for folder in ("data_prep", "faults"))]
 import rows_of_data as data  # noqa: E402
+import rows_of_paths as paths  # noqa: E402
+import rows_of_secrets as secrets  # noqa: E402
+import rows_of_strangers as strangers  # noqa: E402
 
 Trial = Callable[[Path, int, random.Random], str]
 BOMB_GB = 10
@@ -73,6 +76,11 @@ ROWS = [
     Row("D4", "a shard's bits, length, place", 200, data.damaged_dataset, shared=True),
     Row("D5", "65 499 to 65 537 and 128 000 ids; an id beyond them", 7, data.vocabulary),
     Row("D6", "10 000 random texts, there and back", 3, data.round_trip),
+    Row("S1", "3 kinds of pickle in place of 36 files", 108, strangers.pickle_in_place, shared=True),
+    Row("S2", "names and links that lead out", len(paths.DOORS), paths.traversal, shared=True),
+    Row("S3", "8 secrets, the whole way with failures", 8, secrets.secret, shared=True),
+    Row("S4", "code and kernels of a model", len(strangers.CODE), strangers.code_of_a_model, shared=True),
+    Row("S5", "umask 000", 4, secrets.modes, shared=True),
 ]
 
 

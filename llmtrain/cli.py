@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from llmtrain import __version__
 from llmtrain.config.secrets import redact
@@ -22,6 +24,7 @@ TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "nanogpt", "parquet")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
+    sys.excepthook = _without_secrets
     arguments = _arguments(argv)
     verb: Verb = arguments.verb
     try:
@@ -40,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of what nobody foresaw."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

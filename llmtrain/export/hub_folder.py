@@ -138,6 +138,8 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, dtype: torch.dtype, 
         model.generation_config.save_pretrained(folder)
     card = model_card(checkpoint, name, model.num_parameters(), _name(dtype))
     write_file(folder / "README.md", card.encode(), PUBLIC_FILE)
+    for path in folder.iterdir():  # transformers' files have the umask's modes
+        path.chmod(path.stat().st_mode & PUBLIC_FILE)
 
 
 def _hollow_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

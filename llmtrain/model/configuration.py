@@ -49,6 +49,8 @@ def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
     names, which transformers might fetch from the Hub and run, is forgotten, in its parts too.
     """
     config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, trust_remote_code=False)
+    if isinstance(config.get_text_config(), dict):
+        raise ValueError(f"its model type, {config.model_type}, has no such parts as its config.json says")
     config._attn_implementation = config._experts_implementation = None
     return config
 

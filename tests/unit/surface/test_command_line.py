@@ -129,6 +129,18 @@ def test_debug_shows_where(tmp_path: Path) -> None:
         main(["plan", str(tmp_path / "no.yaml"), "--debug"])
 
 
+def test_the_traceback_of_what_nobody_foresaw_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("DB_PASSWORD", "correct-horse-battery")
+    assert main(["data", "verify", "nowhere"]) == 2
+    capsys.readouterr()
+    token = "hf_" + "aB3dE6gH9j" * 3
+    sys.excepthook(ValueError, ValueError(f"{token} correct-horse-battery"), None)
+    assert capsys.readouterr().err == "ValueError: [secret] [secret]\n"
+
+
 def test_the_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "llmtrain", "--version"], capture_output=True, text=True, cwd=ROOT, timeout=60
