@@ -26,6 +26,7 @@ from record import machine, publish
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 import rows_of_elastic as starts  # noqa: E402
+import rows_of_networks as networks  # noqa: E402
 import rows_of_processes as processes  # noqa: E402
 import rows_of_runs as runs  # noqa: E402
 import rows_of_state as state  # noqa: E402
@@ -45,6 +46,7 @@ class Row:
 
 
 LOST, SECONDS, APART = "steps trained again", "s", "of a loss apart"
+BEYOND, WHOLE = "s beyond the limit", "s for the whole run"
 PREEMPTED = partial(state.preempted_again_and_again, steps=60)
 ROWS = [
     Row("R1", "kill -9 of all ranks at a random moment, then resume", 200, state.killed_anywhere, LOST),
@@ -78,11 +80,14 @@ ROWS = [
     Row("R15", "a loss 100 times too large", 16, state.spike),
     Row("R16", "the fp16 loss scale at its floor", 4, state.scale_at_floor),
     Row("R17", "a rank dies: 4 kinds × 6 phases", 72, processes.dead_rank, SECONDS),
-    Row("R18", "a rank hangs: 5 kinds × 5 engines", 25, processes.hung_rank, "s beyond the limit"),
-    Row("R20", "the network between two machines is cut", 20, processes.cut_network, "s beyond the limit"),
+    Row("R18", "a rank hangs, or never comes: 6 kinds × 5 engines", 30, processes.hung_rank, BEYOND),
+    Row("R19", "a rank is 3 times slower: 2 ways × 5 engines", 20, processes.slow_rank, "times its peers"),
+    Row("R19c", "no rank is slow: 5 engines", 20, processes.no_slow_rank),
+    Row("R20", "the network between two machines is cut", 20, networks.cut_network, BEYOND),
+    Row("R20b", "the network is bad, late or blocked: 5 ways × ZeRO 0 to 3", 20, networks.bad_network, WHOLE),
     Row("R21", "asked to stop, in 13 ways", 65, processes.asked_to_stop, SECONDS),
     Row("R22", "kill -9 of a layer of a launcher", 30, processes.killed_launcher, SECONDS),
-    Row("R23", "the lock of a killed build", 10, processes.stale_lock, "s for the whole run"),
+    Row("R23", "the lock of a killed build", 10, processes.stale_lock, WHOLE),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),
     Row("R25", "ranks that disagree", 12, runs.disagreeing, SECONDS),
     Row("R26", "400 steps, killed all the time", 1, runs.killed_all_the_time, "of the steps twice"),

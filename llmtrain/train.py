@@ -13,6 +13,7 @@ import argparse
 import logging
 import math
 import os
+import socket
 import sys
 import time
 import traceback
@@ -77,15 +78,17 @@ def train(
             compare = _due(done, run.health.checksum_every)
             result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
         seconds = time.perf_counter() - began
-        votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state()])
-        stopping = next((asked for asked, _, _ in votes if asked), "")
-        memory = max(held for _, held, _ in votes)
+        busy = engine.busy_s() if result is not None else 0.0
+        votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
+        stops, memories, states, works = zip(*votes, strict=True)
+        stopping = next(filter(None, stops), "")
         if result is None:
             run_log.passed_over(done)
         else:
-            run_log.step(done, result, lr, seconds, memory, health.is_spike(result))
+            run_log.step(done, result, lr, seconds, max(memories), health.is_spike(result))
             fault = health.take(done, result)
-        saver.settle([state for _, _, state in votes])
+        run_log.worked(done, works)
+        saver.settle(list(states))
         last = done == steps
         owed = owed or _due(done, run.checkpoint.every)
         if fault is None and evaluation is not None and (last or _due(done, run.eval.every)):
@@ -130,7 +133,7 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
     job = open_job(path, overrides, world)
     from llmtrain.engine import start as join
 
-    comm = join(world, job.plan.device)
+    comm = join(world, job.plan.device, meet_s=job.plan.run.health.hang_s)
     check_agreement(comm, job)
     heed(stop, comm)
     with sole_start(job.folder.path, comm):
@@ -247,6 +250,7 @@ def work(
     strict = rules.on_failure == "stop"
     saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, run_log.save_ended, strict)
     history: Any = comm.broadcast(run_log.history())
+    run_log.hosts = comm.gather(socket.gethostname())
     health = Health(plan.run.health, history, find, load)
     try:
         heed(stop, comm)

@@ -35,11 +35,11 @@ def detect_device() -> str:
     return detect()
 
 
-def start(world: World, device: str, timeout_s: float = 1800.0) -> TorchComm:
-    """Joins the world; call once per process, before `open_engine`."""
+def start(world: World, device: str, timeout_s: float = 1800.0, meet_s: float = 0.0) -> TorchComm:
+    """Joins the world, within `meet_s`; call once per process, before `open_engine`."""
     from llmtrain.engine.environment import start as join
 
-    return join(world, device, timeout_s)
+    return join(world, device, timeout_s, meet_s)
 
 
 def open_engine(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmtrain.engine import nvme
+from llmtrain.engine.busy import BusyClock
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.draws import Draws
 from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
@@ -38,6 +39,7 @@ class DeepSpeedEngineBase:
         self.dp_rank = dp_rank
         self._updates = 0
         self._gate_norm: float | None = None
+        self._busy = BusyClock(self.device)
         self._draws = Draws(stage, plan.run.seed, dp_rank, comm.rank // plan.topology.dp)
         self._read_back()
         if plan.run.precision == "fp16":
@@ -47,6 +49,7 @@ class DeepSpeedEngineBase:
             self._install_gate()
         self._compare = False
         self._install_comparison()
+        self._time_work()
 
     @property
     def kernels(self) -> dict[str, str | bool]:
@@ -116,6 +119,9 @@ class DeepSpeedEngineBase:
 
         self.deepspeed._take_model_step = compared
 
+    def _time_work(self) -> None:
+        """Makes the clock run where the engine works by itself, beside its train_step."""
+
     def _norm_group(self) -> Any:
         """The group over which gradient norms add up besides this rank's own; None without a pipeline."""
         return None
@@ -123,6 +129,7 @@ class DeepSpeedEngineBase:
     def _begin(self, step: int, lr: float, compare: bool) -> dict[str, float]:
         """Makes ready for a step; returns the loss scaler's state before it."""
         self._compare = compare
+        self._busy.begin()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         self._draws.begin(step)
@@ -210,6 +217,10 @@ class DeepSpeedEngineBase:
             buffer.copy_(reader.read(name, BUFFER, 0, buffer.numel()).view(buffer.shape))
         self._restore_scaler(scalars)
         self.comm.barrier()
+
+    def busy_s(self) -> float:
+        """Seconds of the last step in which this rank worked and waited for no other; 0 without training."""
+        return self._busy.seconds()
 
     def memory_bytes(self) -> int:
         """Peak device memory since the last call; on CPU the process's peak resident set."""

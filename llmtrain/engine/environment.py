@@ -20,6 +20,7 @@ from llmtrain.engine.comm import TorchComm
 from llmtrain.errors import EngineError
 
 GROUP_TIMEOUT_S = 1800.0
+LEAST_MEET_S = 60.0  # machines don't start in the same second
 
 
 def detect_device() -> str:
@@ -29,10 +30,11 @@ def detect_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> TorchComm:
+def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, meet_s: float = 0.0) -> TorchComm:
     """Joins this process to its world and returns its line to the other ranks.
 
-    Raises EngineError when the rendezvous fails (port in use, rank 0 unreachable).
+    `meet_s`: so long it waits for all ranks to come, at least `LEAST_MEET_S`; 0: as long as `timeout_s`.
+    Raises EngineError when the rendezvous fails: a port in use, ranks that have not come, which it names.
     """
     os.environ["DS_ACCELERATOR"] = device
     os.environ.update(
@@ -54,7 +56,7 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> Torc
     import deepspeed.ops
     import torch
 
-    from llmtrain.engine.rendezvous import is_kept_over_restarts, store_of_this_start
+    from llmtrain.engine.rendezvous import meet
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
@@ -64,14 +66,13 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S) -> Torc
     if not torch.distributed.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
         try:
-            if is_kept_over_restarts():
-                torch.distributed.init_process_group(
-                    backend,
-                    store=store_of_this_start(world, timeout),
-                    rank=world.rank,
-                    world_size=world.size,
-                    timeout=timeout,
-                )
+            torch.distributed.init_process_group(
+                backend,
+                store=meet(world, max(meet_s, LEAST_MEET_S) if meet_s else timeout_s),
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timeout,
+            )
             deepspeed.init_distributed(
                 dist_backend=backend,
                 auto_mpi_discovery=False,

@@ -113,6 +113,9 @@ class PipeEngine(DeepSpeedEngineBase):
     def _norm_group(self) -> Any:
         return self.deepspeed.grid.get_pipe_parallel_group()
 
+    def _time_work(self) -> None:
+        self.stage.forward = self._busy.working()(self.stage.forward)  # type: ignore[method-assign]
+
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
     ) -> StepResult:
@@ -147,5 +150,6 @@ class PipeEngine(DeepSpeedEngineBase):
         self, rows: Rows, starts: Iterator[int]
     ) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]]:
         for start in starts:
-            tokens, positions, labels = micro_batch(rows, start, self.plan.batch.micro, self.device)
+            with self._busy.working():
+                tokens, positions, labels = micro_batch(rows, start, self.plan.batch.micro, self.device)
             yield (tokens, positions), labels

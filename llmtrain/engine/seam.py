@@ -122,6 +122,9 @@ class Engine(Protocol):
     def load(self, reader: SliceReader, scalars: dict[str, float]) -> None:
         """Replaces weights and optimizer state; every rank reads only what it owns."""
 
+    def busy_s(self) -> float:
+        """Seconds of the last step in which this rank worked and waited for no other; 0 without training."""
+
     def memory_bytes(self) -> int:
         """Peak memory of this rank since the last call: device memory, or resident set on CPU."""
 

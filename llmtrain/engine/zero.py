@@ -17,6 +17,11 @@ from llmtrain.engine.seam import EvalResult, StepResult
 class ZeroEngine(DeepSpeedEngineBase):
     """accumulation × (forward, backward), then one update."""
 
+    def _time_work(self) -> None:
+        if self.plan.topology.zero_stage == 3:
+            coordinator = self.deepspeed.optimizer.parameter_offload.get_param_coordinator()
+            coordinator.fetch_sub_module = self._busy.waiting()(coordinator.fetch_sub_module)
+
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
     ) -> StepResult:
@@ -34,8 +39,9 @@ class ZeroEngine(DeepSpeedEngineBase):
         total = torch.zeros((), device=self.device)
         withheld = False
         for index in range(batch.accumulation):
-            inputs = micro_batch(rows, first + index * batch.micro, batch.micro, self.device)
-            loss_sum = engine(*inputs)
+            with self._busy.working():
+                inputs = micro_batch(rows, first + index * batch.micro, batch.micro, self.device)
+                loss_sum = engine(*inputs)
             total += loss_sum.detach()
             if index == batch.accumulation - 1:
                 dist.all_reduce(total)

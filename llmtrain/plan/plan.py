@@ -20,7 +20,7 @@ from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
 from llmtrain.plan.memory import rows_that_fit
 from llmtrain.plan.model_shape import ModelShape, shape_of
-from llmtrain.plan.rules import batch_problem, strategy_problems
+from llmtrain.plan.rules import batch_problem, buffer_problems, strategy_problems
 from llmtrain.plan.schedule import Schedule, steps_for_tokens, warmup_steps
 from llmtrain.plan.topology import Topology
 
@@ -69,6 +69,7 @@ def make_plan(
         raise ConfigError(problems)
     topology = Topology(world, run.parallel.pipeline, zero_stage(template))
     shape = shape or shape_of(run.model.config or {})
+    problems += buffer_problems(template, shape, topology.dp)
     most_rows = None
     if device_memory is not None and shape is not None and not problems:
         trial = resolve(template, run, 1, 1, world, device)

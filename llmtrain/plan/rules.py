@@ -7,6 +7,7 @@ from llmtrain.config.load import LoadedRun
 from llmtrain.config.template import Template
 from llmtrain.errors import Problem
 from llmtrain.plan.batch import divisors, nearest_values
+from llmtrain.plan.model_shape import ModelShape
 from llmtrain.plan.topology import Topology
 
 _ZERO = "zero_optimization."
@@ -87,9 +88,10 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
         if said == "nvme":
             problems += _nvme_problems(template, name, stage)
     ratio = template.said(f"{_ZERO}offload_optimizer.ratio")
-    if ratio is not None and (ratio > 1 or (ratio < 1 and stage != 3)):
+    if ratio is not None and ratio != 1:
         key = f"{_ZERO}offload_optimizer.ratio"
-        fix = "must be at most 1" if ratio > 1 else "only ZeRO-3 offloads a part; write 1"
+        fix = "DeepSpeed offloads a part only at ZeRO-3, with its own Adam, which must be compiled; write 1"
+        fix = fix if ratio < 1 else "must be at most 1"
         problems.append(Problem(key, ratio, template.origin(key), fix))
     dp = world // loaded.config.parallel.pipeline
     hpz = template.said(f"{_ZERO}zero_hpz_partition_size")
@@ -117,6 +119,22 @@ def _nvme_problems(template: Template, name: str, stage: int) -> list[Problem]:
         fix = f"weights, gradients and two moments of {at_once} sub-groups at a time need {4 * at_once}"
         problems.append(Problem(f"{key}.buffer_count", count, template.origin(f"{key}.buffer_count"), fix))
     return problems
+
+
+def buffer_problems(template: Template, shape: ModelShape | None, dp: int) -> list[Problem]:
+    """A parameter whose part does not fit its buffer ends the run with an assertion of DeepSpeed's."""
+    key = f"{_ZERO}offload_param.buffer_size"
+    if shape is None or template.said(f"{_ZERO}offload_param.device") != "nvme":
+        return []
+    said = template.said(key)
+    size = 10**8 if said is None else said  # DeepSpeed's default
+    rows, what = max((shape.vocab, "embedding"), (shape.intermediate, "MLP's matrix"))
+    part = -(-rows * shape.hidden // dp)
+    if part <= size:
+        return []
+    whole = f"the model's {what} has {rows:,} × {shape.hidden:,} elements"
+    fix = f"{whole}, {part:,} on each of {dp} ranks: write at least {part}, or 'cpu' as offload_param.device"
+    return [Problem(key, size, template.origin(key if said is not None else key.rpartition(".")[0]), fix)]
 
 
 def batch_problem(loaded: LoadedRun, template: Template, topology: Topology, said: str) -> Problem:

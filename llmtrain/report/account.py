@@ -13,6 +13,7 @@ from llmtrain.report.ledger import read_ledger
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.progress import duration
 from llmtrain.report.run_folder import RunFolder
+from llmtrain.report.stragglers import episodes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Account:
     wall_s: float  # from the first start to the end of the last one
     starts: tuple[dict[str, Any], ...]
     rollbacks: tuple[dict[str, Any], ...]
+    slow_ranks: tuple[str, ...]  # a line for each episode
 
     @property
     def goodput(self) -> float:
@@ -48,7 +50,7 @@ class Account:
         return f"{since}, goodput {self.goodput:.1%}: {', '.join(parts)}"
 
     def as_text(self) -> str:
-        """The line, then one line for each start and each rollback."""
+        """The line, then one line for each start, each rollback and each time a rank was slow."""
         lines = [self.line()]
         for number, start in enumerate(self.starts):
             ended = start["ended"] or {"cause": "running, or killed since"}
@@ -59,7 +61,7 @@ class Account:
             first, last = back["passed_over"]
             where = f"from step {back['from_step']:,} to {back['to_step']:,}"
             lines.append(f"rollback {where}, passing over {first:,} to {last:,}: {back['why']}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.slow_ranks])
 
     def as_json(self) -> str:
         """For programs."""
@@ -87,6 +89,7 @@ def account(folder: Path) -> Account:
         wall_s=end - starts[0]["at"] if starts else 0.0,
         starts=tuple(starts),
         rollbacks=tuple(rollbacks),
+        slow_ranks=tuple(episodes(records)),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.plan.compute import mfu
-from llmtrain.report import ledger
+from llmtrain.report import ledger, stragglers
 from llmtrain.report.account import account
 from llmtrain.report.metrics import MetricsFile
 from llmtrain.report.progress import Progress, Silent, open_progress
@@ -55,6 +55,8 @@ class RunLog:
         self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
         self.last_saved: Path | None = None
         self.folder, self.writes = folder, writes
+        self.stragglers = stragglers.Stragglers(plan.topology.dp)
+        self.hosts: Any = [""] * plan.topology.world  # each rank's machine, once it is known
         steps, every = plan.schedule.steps, plan.run.log.every
         self.ledger = ledger.Ledger(folder.ledger) if writes else None
         if self.ledger and about is not None:
@@ -109,6 +111,15 @@ class RunLog:
             why = f"loss {result.loss}, grad norm {result.grad_norm}"
             why = why if result.tokens else "its rows have no token that is trained on"
             log.warning("step %d was skipped, no weight was touched: %s", step, why)
+
+    def worked(self, step: int, busy: Sequence[float]) -> None:
+        """Each rank's seconds of work in this step; tells which rank became slow, or is not any more."""
+        for rank, ratio, slow in self.stragglers.add(busy) if self.writes else ():
+            record = {"step": step, "tokens": self.tokens, "slow_rank": rank, "host": self.hosts[rank]}
+            self._write({**record, "ratio": ratio, "recovered": not slow})
+            said = f"after step {step}, {stragglers.told(rank, self.hosts[rank], ratio, slow)}"
+            log.warning(said)
+            self.progress.note(f"{'warning: ' if slow else ''}{said}")
 
     def passed_over(self, step: int) -> None:
         """The rows of this step are not trained on, as the ledger says."""

@@ -11,6 +11,7 @@ there already does not happen again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -24,7 +25,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike")
+KINDS = (
+    *("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike"),
+    *("slow", "short of time"),  # up to `step`, and from then on no more
+)
+QUANTUM_S = 0.005  # so long a rank that is short of time may run
 # place: (module, class or "" for the module itself, function); the fault comes when it is called
 PLACES = {
     "start-up": ("llmtrain.train", "", "run"),
@@ -80,11 +85,16 @@ def _run_out_of_memory() -> None:
 
 def inject(fault: dict[str, Any]) -> None:
     """Puts the fault in its place, if it is this rank's; rank -1 is every rank."""
+    if fault and "slice_s" in fault:
+        importlib.import_module("llmtrain.report.stragglers").SLICE_S = fault["slice_s"]
     if not fault or fault["rank"] not in (-1, int(os.environ["RANK"])) or _struck(fault):
         return
     place, step = fault["place"], fault.get("step", 1)
     _follow_steps(fault)
     if fault["kind"] == "spike":
+        return
+    if fault["kind"] in ("slow", "short of time"):
+        _slow_down(fault)
         return
     if place == "evaluation":
         for engine in ("zero", "pipeline"):
@@ -94,6 +104,34 @@ def inject(fault: dict[str, Any]) -> None:
         _before(PLACES[place], lambda: True, fault)
     else:
         _before(PLACES[place], lambda: Now.step >= step and (place == "saving" or not Now.evaluates), fault)
+
+
+def _slow_down(fault: dict[str, Any]) -> None:
+    """Until step `step` a forward pass takes `times` as long, or the process gets so much less time."""
+    from llmtrain.model.stages import StageModel
+
+    original = StageModel.hidden
+
+    def stretched(*values: Any, **names: Any) -> Any:
+        began = time.perf_counter()
+        found = original(*values, **names)
+        if Now.step > fault["step"]:
+            Path(fault["mark"]).touch()
+        elif fault["kind"] == "slow":
+            time.sleep((fault["times"] - 1) * (time.perf_counter() - began))
+        return found
+
+    StageModel.hidden = stretched  # type: ignore[method-assign]
+    rank = os.getpid()
+    if fault["kind"] == "slow" or os.fork():
+        return
+    with contextlib.suppress(ProcessLookupError):  # as a quota is kept: stopped, again and again
+        while not _struck(fault):
+            os.kill(rank, signal.SIGSTOP)
+            time.sleep((fault["times"] - 1) * QUANTUM_S)
+            os.kill(rank, signal.SIGCONT)
+            time.sleep(QUANTUM_S)
+    os._exit(0)
 
 
 def _struck(fault: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of the fault table that are about processes: ranks that die or hang, signals, launchers, networks.
+"""Rows of the fault table that are about processes: ranks that die, hang or are slow, signals, launchers.
 
 Each trial starts real processes; see rows_of_state for what a row is. The figure is in seconds.
 """
@@ -9,14 +9,18 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-from rows_of_state import KILLED, NotHereError, Outcome, differs
-from whole_runs import BIN, ENDLESS, ROOT, Lab, Started, committed, free_port, ledger, losses
+from rows_of_state import KILLED, Outcome, differs
+from whole_runs import ENDLESS, Lab, Started, committed, ledger, losses
+
+from llmtrain.report.account import account
+from llmtrain.report.metrics import read_metrics
 
 HANG_S = 8.0
+LEAST_MEET_S = 60.0  # as llmtrain.engine.environment has it
 WITHIN_S = 10.0  # after a death, and beyond the limit of the watchdog
 LONG = {"schedule": {"steps": ENDLESS}, "checkpoint": {"every": 200}, "eval": {"rows": 5, "every": 0}}
 PHASES = ("forward", "backward", "update", "saving", "evaluation", "loading")
@@ -69,6 +73,7 @@ HANGS = [
     ("sleep", "saving", "is in saving"),
     ("sleep", "backward", "waits in|is in training"),
     ("hold the interpreter", "update", "gives no sign"),
+    ("stop", "start-up", "has not come to"),
 ]
 ENGINES = [
     *[{"deepspeed": f"zero{stage}"} for stage in range(4)],
@@ -90,7 +95,8 @@ def hung_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
         seconds = _since(started)
         if broken or seconds is None:
             return Outcome(broken or "the fault never came", cell=cell)
-        beyond = seconds - HANG_S * (3 if place == "saving" else 1)
+        limit = LEAST_MEET_S if place == "start-up" else HANG_S * (3 if place == "saving" else 1)
+        beyond = seconds - limit
         broken = hang_told(started.said, status, rank, number)
         return Outcome(broken or ("" if beyond < 2 * WITHIN_S else f"{beyond:.0f} s late"), beyond, cell)
 
@@ -98,12 +104,69 @@ def hung_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
 def hang_told(said: str, status: int | None, rank: int, number: int) -> str:
     """What is wrong with how a hang was told."""
     wanted = HANGS[number % len(HANGS)][2]
-    first = next((line for line in said.splitlines() if line.startswith("error: no progress")), "")
+    first = next((line for line in said.splitlines() if re.match("error: (no progress|rank)", line)), "")
     if status != 1:
         return f"the exit status is {status}: {said[-500:]}"
     if not re.search(rf"rank {rank} ({wanted})", first):
         return f"the first line is: {first or said[-500:]}"
     return ""
+
+
+SLOW_STEPS, STEPS = 40, 80  # two windows, and two more for the recovery
+SLICE_S = 0.001  # every step is a slice
+
+
+def slow_rank(lab: Lab, number: int, draw: random.Random, times: float = 3.0) -> Outcome:
+    """R19: one rank is slower for a while; it is told once, and its recovery; the figure is the ratio."""
+    engine, kind = ENGINES[number % 5], ("slow", "short of time")[number // 5 % 2]
+    ranks = 4 if "parallel" in engine else 2
+    rank = draw.randrange(ranks)
+    fault = {
+        "rank": rank,
+        "place": "forward",
+        "step": SLOW_STEPS,
+        "kind": kind,
+        "slice_s": SLICE_S,
+        "times": times,
+    }
+    run = _long_steps(lab, engine)
+    cell = f"rank {rank} {kind}, {engine['deepspeed']}"
+    broken = lab.forked(run, ranks, fault=fault)
+    if broken:
+        return Outcome(broken, cell=cell)
+    told = _told_slow(run)
+    ratio = max((event["ratio"] for event in told), default=0.0)
+    if [(event["slow_rank"], event["recovered"]) for event in told] != [(rank, False), (rank, True)]:
+        broken = f"told was {told}"
+    elif told[0]["step"] > SLOW_STEPS or not any(line.startswith(f"rank {rank} ") for line in _report(run)):
+        broken = f"told too late, or not in the report: {told}, {_report(run)}"
+    return Outcome(broken, ratio, cell)
+
+
+def no_slow_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """R19: the same runs, undisturbed; nobody is called slow."""
+    engine = ENGINES[number % 5]
+    run = _long_steps(lab, engine)
+    fault = {"rank": -2, "slice_s": SLICE_S}  # nobody's
+    broken = lab.forked(run, 4 if "parallel" in engine else 2, fault=fault)
+    told = [] if broken else _told_slow(run)
+    return Outcome(broken or (f"told was {told}" if told else ""), cell=engine["deepspeed"])
+
+
+def _long_steps(lab: Lab, engine: dict[str, Any]) -> Path:
+    """A run whose forward passes are longer than a scheduler's turn."""
+    data = {"train": [{"path": str(lab.dataset)}], "seq_len": 256}
+    steps = {"schedule": {"steps": STEPS}, "checkpoint": {"every": STEPS}, "batch": {"rows": 8}}
+    return lab.run(**steps, **engine, data=data)
+
+
+def _told_slow(run: Path) -> list[dict[str, Any]]:
+    records = read_metrics(run.parent / "run" / "metrics.jsonl")
+    return [record for record in records if "slow_rank" in record]
+
+
+def _report(run: Path) -> list[str]:
+    return account(run.parent / "run").as_text().splitlines()
 
 
 SIGNALS = (
@@ -231,85 +294,3 @@ def restarted_by_torchrun(lab: Lab, number: int, draw: random.Random) -> Outcome
         if not broken and len(ledger(run)["starts"]) != 2:
             broken = f"{len(ledger(run)['starts'])} starts"
         return Outcome(broken or differs(run, golden), seconds)
-
-
-def _words(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command.split(), capture_output=True, text=True)
-
-
-class Namespaces:
-    """Two network namespaces with one cable between them, as two machines."""
-
-    def __enter__(self) -> Namespaces:
-        self.id = f"llm{os.getpid() % 10000}"
-        a, b = self.names = [f"{self.id}a", f"{self.id}b"]
-        made = [
-            f"ip netns add {a}",
-            f"ip netns add {b}",
-            f"ip link add v{a} netns {a} type veth peer name v{b} netns {b}",
-        ]
-        for command in made:
-            done = _words(command)
-            if done.returncode:
-                self.__exit__()
-                raise NotHereError(f"no network namespaces here: {done.stderr.strip()}")
-        for number, name in enumerate(self.names, 1):
-            _words(f"ip -n {name} addr add 10.77.0.{number}/24 dev v{name}")
-            _words(f"ip -n {name} link set v{name} up")
-            _words(f"ip -n {name} link set lo up")
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        for name in self.names:
-            _words(f"ip netns del {name}")
-
-    def cut(self) -> None:
-        """Pulls the cable."""
-        _words(f"ip -n {self.names[1]} link set v{self.names[1]} down")
-
-    def start(self, rank: int, run: Path, port: str) -> subprocess.Popen[bytes]:
-        """A rank on its own machine."""
-        name = self.names[rank]
-        environment = {
-            **os.environ,
-            **{key: str(value) for key, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0}.items()},
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "10.77.0.1",
-            "MASTER_PORT": port,
-            "GLOO_SOCKET_IFNAME": f"v{name}",
-            "TP_SOCKET_IFNAME": f"v{name}",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-        }
-        command = ["ip", "netns", "exec", name, str(BIN / "python"), "-m", "llmtrain.train", str(run)]
-        with (run.parent / f"said-{rank}").open("wb") as out:
-            return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-
-
-def cut_network(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R20: the network between two machines is cut; both ranks end, and say so."""
-    run = lab.run(**{**LONG, "deepspeed": f"zero{number % 4}", "health": {"hang_s": HANG_S}})
-    with Namespaces() as network:
-        port = free_port()
-        ranks = [network.start(rank, run, port) for rank in range(2)]
-        try:
-            deadline = time.monotonic() + 240
-            while not losses(run) and time.monotonic() < deadline and all(r.poll() is None for r in ranks):
-                time.sleep(0.1)
-            time.sleep(draw.uniform(0, 1))
-            if not losses(run) or any(r.poll() is not None for r in ranks):
-                return Outcome(f"it never trained: {(run.parent / 'said-0').read_text()[-800:]}")
-            network.cut()
-            began = time.monotonic()
-            statuses = [rank.wait(120) for rank in ranks]
-            seconds = time.monotonic() - began - HANG_S
-        except subprocess.TimeoutExpired:
-            return Outcome("a rank hangs 120 s after the cut")
-        finally:
-            for rank in ranks:
-                if rank.poll() is None:
-                    os.killpg(rank.pid, signal.SIGKILL)
-    said = "".join((run.parent / f"said-{rank}").read_text() for rank in range(2))
-    broken = "" if statuses == [1, 1] and "error" in said else f"statuses {statuses}: {said[-500:]}"
-    return Outcome(broken, seconds, f"zero{number % 4}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ def test_a_rank_that_leaves_early_ends_all_and_is_named(lab: Lab) -> None:
 
 def test_a_stopped_rank_is_named_and_ends_the_run(lab: Lab) -> None:
     assert not broken(processes.hung_rank, lab, 0)
+
+
+def test_a_slow_rank_is_named_and_nobody_once_it_has_recovered(lab: Lab) -> None:
+    by_far = partial(processes.slow_rank, times=8.0)  # whatever else this machine is busy with
+    assert not broken(by_far, lab, 1)
 
 
 @pytest.mark.parametrize("how", ["one rank", "STOP"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,11 @@ def test_late_gradient_sums_are_refused_in_a_pipeline(run_file: Path, tmp_path: 
             },
             "two moments of 2 sub-groups at a time need 8",
         ),
-        ({"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "only ZeRO-3 offloads a part"),
+        (
+            {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+            "offloads a part only at ZeRO-3",
+        ),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "must be compiled; write 1"),
         ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 2}}, "must be at most 1"),
         ({"stage": 3, "zero_hpz_partition_size": 3}, "8 ranks don't divide into groups of 3; use 2 or 4"),
     ],
@@ -195,11 +200,25 @@ def test_late_gradient_sums_are_refused_in_a_pipeline(run_file: Path, tmp_path: 
 def test_zero_settings_that_would_be_ignored_or_fail(
     run_file: Path, tmp_path: Path, zero: dict[str, Any], message: str
 ) -> None:
-    import json
-
     strategy = tmp_path / "mine.json"
     strategy.write_text(json.dumps({"zero_optimization": zero}))
     assert message in refusal(run_file, 8, "cuda", f"deepspeed={strategy}")
+
+
+def test_a_buffer_that_a_parameter_does_not_fit_is_refused(run_file: Path, tmp_path: Path) -> None:
+    strategy = tmp_path / "mine.json"
+    disk: dict[str, Any] = {"device": "nvme", "nvme_path": "/x"}
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": disk}
+    sizes = {"vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32}
+    words = [f"deepspeed={strategy}", *(f"model.config.{name}={size}" for name, size in sizes.items())]
+    strategy.write_text(json.dumps({"zero_optimization": zero}))
+    said = refusal(run_file, 4, "cuda", *words)
+    assert "offload_param.buffer_size = 100000000" in said
+    assert "the model's embedding has 128,256 × 4,096 elements, 131,334,144 on each of 4 ranks: write" in said
+    plan(run_file, 8, "cuda", *words)
+    disk["buffer_size"] = 131_334_144
+    strategy.write_text(json.dumps({"zero_optimization": zero}))
+    plan(run_file, 4, "cuda", *words)
 
 
 def test_tokens_become_steps(run_file: Path) -> None:

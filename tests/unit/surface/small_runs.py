@@ -125,6 +125,9 @@ class ScriptedEngine:
     def load(self, reader: SliceReader, scalars: dict[str, float]) -> None:
         raise AssertionError("the loop loads nothing")
 
+    def busy_s(self) -> float:
+        return 1.0
+
     def memory_bytes(self) -> int:
         return 1000
 

@@ -333,7 +333,7 @@ def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> N
 def test_one_rank_that_was_asked_stops_them_all(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.engine.comm = AloneComm()
-    scene.engine.comm.votes = [["", 10, None], ["SIGTERM", 5000, None]]
+    scene.engine.comm.votes = [["", 10, None, 1.0], ["SIGTERM", 5000, None, 1.0]]
     with pytest.raises(StopRequested):
         scene.run()
     assert [r["memory_bytes"] for r in read_metrics(scene.folder.metrics) if "loss" in r] == [5000]
