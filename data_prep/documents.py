@@ -238,7 +238,7 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     if not line or line.isspace():
         raise RejectedError("empty")
     try:
-        row = json.loads(line, object_pairs_hook=_sole_keys)
+        row = _ROWS.decode(line)
     except (ValueError, RecursionError):
         raise RejectedError("broken JSON") from None
     if not isinstance(row, dict):
@@ -252,6 +252,9 @@ def _sole_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         raise RejectedError("duplicate JSON key")
     return row
+
+
+_ROWS = json.JSONDecoder(object_pairs_hook=_sole_keys)
 
 
 def _sample(members: dict[str, bytes]) -> dict[str, Any]:

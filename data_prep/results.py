@@ -2,7 +2,7 @@
 
 result.json                        counts, bytes and seconds, and the size of every other file
 SPLIT.tokens  .mask  .documents    last pass: what goes to the shards, in the dataset's dtype
-spill.jsonl.zst  notes             other passes: the documents that go on, what a step noted of them
+spill.zst  notes                   other passes: the documents that go on, what a step noted of them
 rejected.jsonl.zst                 the documents that were left out, when they are to be kept
 """
 
@@ -26,9 +26,10 @@ from data_prep.documents import Document, Tally
 from data_prep.output import sync_folder
 
 RESULT = "result.json"
-SPILL = "spill.jsonl.zst"
+SPILL = "spill.zst"
 NOTES = "notes"
 REJECTED = "rejected.jsonl.zst"
+_FACTS = json.JSONEncoder(ensure_ascii=False, default=str)  # a date of a table, say, as text
 BY_WEIGHT = "left out by weight"
 
 # A row of SPLIT.documents: what a document has; its place among all that its chunk gives, over the splits and
@@ -130,11 +131,11 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def to_line(document: Document) -> bytes:
-    """A document as it is spilled."""
-    fields = [document.text, document.file, document.number, document.meta]
-    line = json.dumps(fields, ensure_ascii=False, default=str)  # a date of a table, say, as text
-    return line.encode("utf-8", "surrogatepass") + b"\n"
+def to_spill(document: Document) -> bytes:
+    """A document as it is spilled: a line of JSON, and the text, which is not escaped for it."""
+    text = document.text.encode("utf-8", "surrogatepass")
+    facts = _FACTS.encode([len(text), document.file, document.number, document.meta])
+    return facts.encode("utf-8", "surrogatepass") + b"\n" + text
 
 
 def read_spill(path: Path) -> Iterator[Document]:
@@ -142,5 +143,9 @@ def read_spill(path: Path) -> Iterator[Document]:
     if not path.exists():  # none
         return
     with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as unpacked:
-        for line in io.BufferedReader(unpacked, 1 << 20):
-            yield Document(*json.loads(line.decode("utf-8", "surrogatepass")))
+        rows = io.BufferedReader(unpacked, 1 << 20)
+        while facts := rows.readline():
+            size, *place = json.loads(facts.decode("utf-8", "surrogatepass"))
+            text = rows.read(size)
+            assert len(text) == size, f"{path} ends within a document"
+            yield Document(text.decode("utf-8", "surrogatepass"), *place)

@@ -26,7 +26,7 @@ from data_prep.chunks import cut as cut_into_chunks
 from data_prep.corpus import CorpusConfig
 from data_prep.leases import DIGITS, GONE, remove
 from data_prep.output import MARK, sync_folder
-from data_prep.results import DOCUMENT, is_whole
+from data_prep.results import DOCUMENT, SPILL, is_whole
 from data_prep.sources import Source
 from data_prep.steps.registry import make_steps
 from data_prep.steps.step import CorpusWideStep
@@ -130,7 +130,7 @@ def open_work(
     remove(new)
     new.mkdir()
     count, identity = write_chunks(new / CHUNKS, cut_into_chunks(sources))
-    decisive = [pipeline, corpus.keep_rejected, DOCUMENT.descr]
+    decisive = [pipeline, corpus.keep_rejected, DOCUMENT.descr, SPILL]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
     digest.update(identity.encode())
     plan = Plan(

@@ -35,7 +35,7 @@ from data_prep.results import (
     Result,
     ResultWriter,
     read_spill,
-    to_line,
+    to_spill,
 )
 from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
@@ -242,7 +242,7 @@ class _Task:
             notes = np.asarray(step.notes(documents, self.result.going_on), step.dtype)
         with self.clock("write"):
             self.output.append(NOTES, notes.tobytes())
-            self.output.append_packed(SPILL, b"".join(map(to_line, documents)))
+            self.output.append_packed(SPILL, b"".join(map(to_spill, documents)))
         self.result.going_on += len(documents)
 
     def _tokenize(self, documents: list[Document]) -> None:

@@ -196,6 +196,8 @@ class Features:
     @cached_property
     def paragraphs(self) -> list[str]:
         """What stands between blank lines, without white space at its ends."""
+        if len(self.lines) > self.text.count("\n"):  # no line is blank
+            return [self.text.strip()]
         return [part for part in map(str.strip, _BLANK_LINES.split(self.text)) if part]
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 
@@ -11,6 +12,8 @@ from corpora import corpus_file, files_of, some_text, texts_of
 
 from data_prep import build as build_module
 from data_prep.build import build
+from data_prep.documents import Document
+from data_prep.results import read_spill, to_spill
 
 
 @pytest.fixture
@@ -59,6 +62,27 @@ def rejected_rows(folder) -> list[dict]:
     with open(folder / "rejected.jsonl.zst", "rb") as file:
         reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
         return [json.loads(line) for line in reader.read().splitlines()]
+
+
+def test_documents_come_back_from_the_spill_as_they_went_in(tmp_path):
+    texts = [
+        "one",
+        "two\nlines\r\n",
+        "\0 \u2028",
+        "[1, 2]\n",
+        "é 漢字 🙂",
+        "lone \ud800",
+        "\ufeffx",
+        "x" * 3_000_000,
+    ]
+    facts = {"language": "en", "day": datetime.date(2026, 1, 2), "name": "ü\n\udc80"}
+    documents = [Document(text, f"a\udc80/{at}.txt", at, dict(facts)) for at, text in enumerate(texts)]
+    packed = zstandard.ZstdCompressor(level=1).compress(b"".join(map(to_spill, documents)))
+    (tmp_path / "spill").write_bytes(packed)
+    for document in documents:
+        document.meta["day"] = "2026-01-02"
+    assert list(read_spill(tmp_path / "spill")) == documents
+    assert list(read_spill(tmp_path / "none")) == []
 
 
 def test_nothing_is_kept_aside_unless_asked(tmp_path, doubles):
