@@ -212,8 +212,8 @@ class _Crew:
         for rank in self.left_early:
             message += f"rank {rank} had ended with status 0 while it was still needed\n"
         message += f"all ranks were ended; each one's log is in {self.logs[failed].parent}/"
-        error: type[InputError | EngineError] = InputError if status == 2 else EngineError
-        raise error(message)
+        kinds = {InputError.exit_status: InputError, StopRequested.exit_status: StopRequested}
+        raise kinds.get(status, EngineError)(message)
 
 
 def _copy(source: IO[bytes], log: Path) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from llmtrain.errors import StopRequested
+
 STOP_FILE = "STOP"
 END_TIME = "SLURM_JOB_END_TIME"  # seconds since 1970; set by slurm 22.05 and later
 MARGIN_S = 180.0  # so long before the time limit a run begins to save
@@ -20,8 +22,9 @@ MARGIN_S = 180.0  # so long before the time limit a run begins to save
 class StopRequest:
     """Why this process should stop, or an empty string. A second signal ends it at once.
 
-    Launchers repeat the signal that the terminal has already sent, so what follows within `REPEAT_S` counts
-    as the same request.
+    So does the first one until the ranks meet: imports take seconds, on a busy machine many, and there is
+    nothing to agree on or to save yet. Launchers repeat the signal that the terminal has already sent, so
+    what follows within `REPEAT_S` counts as the same request.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -30,6 +33,7 @@ class StopRequest:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._reason = ""
         self._asked_at = 0.0
+        self._alone = True
         self._file: Path | None = None
         end = (os.environ if environ is None else environ).get(END_TIME, "")
         self._end = float(end) if end.isdigit() else None
@@ -39,6 +43,10 @@ class StopRequest:
         for number in self.SIGNALS:
             signal.signal(number, self._asked)
         return self
+
+    def meet(self) -> None:
+        """The other ranks wait for this one from now on, so that stopping takes an agreement."""
+        self._alone = False
 
     def watch(self, folder: Path) -> None:
         """Looks for `folder`/STOP from now on; one that lies there already asked for the stop before."""
@@ -66,6 +74,12 @@ class StopRequest:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if self._alone:
+            name = signal.Signals(number).name
+            os.write(
+                2, f"stopped on request ({name}) before the ranks met; the same command goes on\n".encode()
+            )
+            os._exit(StopRequested.exit_status)
         if not self._reason:
             self._asked_at = now
             self.ask(signal.Signals(number).name)

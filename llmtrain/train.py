@@ -133,6 +133,7 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
     job = open_job(path, overrides, world)
     from llmtrain.engine import start as join
 
+    stop.meet()
     comm = join(world, job.plan.device, meet_s=job.plan.run.health.hang_s)
     check_agreement(comm, job)
     heed(stop, comm)

@@ -56,10 +56,9 @@ def test_a_stop_is_one_agreed_checkpoint_and_status_75(lab: Lab, how: str) -> No
     assert not broken(processes.asked_to_stop, lab, processes.SIGNALS.index(how))
 
 
-@pytest.mark.parametrize("place", ["start-up", "opening"])
-def test_a_stop_before_the_first_step_waits_for_none(lab: Lab, place: str) -> None:
+def test_a_stop_before_the_first_step_waits_for_none(lab: Lab) -> None:
     run = lab.run()
-    said = lab.forked(run, fault={"rank": 1, "place": place, "kind": "ask"})
+    said = lab.forked(run, fault={"rank": 1, "place": "opening", "kind": "ask"})
     assert "ended with 75" in said
     assert said.count("stopped on request (SIGTERM) before a step was made; the same command goes on") == 2
     assert not losses(run) and not committed(run)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.errors import EngineError, InputError
+from llmtrain.errors import EngineError, InputError, StopRequested
 from llmtrain.launch import last_error, launch, rank_environment, rendezvous_port
 
 LAUNCH = "import sys; from pathlib import Path; from llmtrain.launch import launch; "
@@ -175,6 +175,18 @@ def test_bad_input_of_one_rank_alone_is_told_by_the_launcher(tmp_path: Path) -> 
         time.sleep(0.5)
     """
     with pytest.raises(InputError, match="rank 1 of 2 ended with status 2: error: data/x is not here"):
+        launch([], 2, tmp_path / "logs", script(tmp_path, body))
+
+
+def test_a_stop_of_one_rank_alone_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmtrain.launch.AGREED_GRACE_S", 0.2)  # rank 0 waits for rank 1, which never comes
+    body = """
+        if rank == 1:
+            print("stopped on request (SIGTERM) before the ranks met", file=sys.stderr)
+            sys.exit(75)
+        time.sleep(60)
+    """
+    with pytest.raises(StopRequested, match="rank 1 of 2 ended with status 75: stopped on request"):
         launch([], 2, tmp_path / "logs", script(tmp_path, body))
 
 

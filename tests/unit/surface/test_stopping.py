@@ -22,17 +22,32 @@ def handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", StopRequest.SIGNALS)
 def test_a_signal_is_a_request_and_its_echo_is_the_same_one(handlers: None, number: signal.Signals) -> None:
     stop = StopRequest({}).listen()
+    stop.meet()
     assert stop.reason == ""
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)
     assert stop.reason == number.name
 
 
+def test_before_the_ranks_meet_the_first_request_ends_at_once(
+    handlers: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    StopRequest({}).listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [75]
+    assert (
+        "stopped on request (SIGTERM) before the ranks met; the same command goes on"
+        in capfd.readouterr().err
+    )
+
+
 def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(StopRequest, "REPEAT_S", 0.0)
-    StopRequest({}).listen()
+    StopRequest({}).listen().meet()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
