@@ -55,7 +55,7 @@ class SourceSection(Section):
                lines; of fine-tuning data, what its fields are called: {messages: conversations}
     meta       fields that go along for the steps, by their own names or as `new name: field`
     separator  text only: what ends a document; without it a file is a document
-    weight     how often a document of this source is written to train: 2 twice, 0.5 every other one
+    weight     how often a document of this source is written to train: 2 twice, 0.5 about one of two
     limit      read at most so many records; or {documents: N}, {bytes: N}, {tokens: N}: write at most so
                many, in the order of the source (copies for a weight above 1 come on top)
     """
@@ -79,6 +79,9 @@ class SourceSection(Section):
     def _one_of(self) -> SourceSection:
         if sum((self.path is not None, self.hub is not None, self.stdlib)) != 1:
             raise ValueError("give exactly one of path, hub and stdlib")
+        for name in ("subset", "split", "revision", "streaming") if self.hub is None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for a dataset on the Hub, and there is no hub: leave it out")
         if not self.field or "" in self.columns:
             raise ValueError("a name in field or meta is empty")
         return self

@@ -81,6 +81,7 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
     where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
     files = list_files(where, f"{field}.{'stdlib' if section.stdlib else 'hub' if section.hub else 'path'}")
     _refuse_unreadable(section, files, field)
+    _refuse_without_effect(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
     return Source(section, number, tuple(surveyed), content_digest(surveyed))
@@ -101,6 +102,24 @@ def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: s
                 f"{field}: {file.path} is read by trafilatura, which is not installed: "
                 "pip install 'llmtrain[html]', or set format: text to keep the markup"
             )
+
+
+def _refuse_without_effect(section: SourceSection, files: list[SourceFile], field: str) -> None:
+    """Raises DataError when the source sets what means nothing for any of its files."""
+    forms = {_format_of(section, file.path) for file in files}
+    shown = ", ".join(sorted(forms))
+    if forms <= {"text", "html"}:
+        for key, value in (("field", section.field), ("meta", section.meta)):
+            if value != SourceSection.model_fields[key].default:
+                raise DataError(
+                    f"{field}.{key} = {value!r}: {section.label} is {shown}, which has no fields: "
+                    f"leave {key} out, or name the format"
+                )
+    if section.separator is not None and "text" not in forms:
+        raise DataError(
+            f"{field}.separator = {section.separator!r}: {section.label} is {shown}, and only text is cut: "
+            "leave separator out, or set format: text"
+        )
 
 
 def chunk_bytes(total: int) -> int:

@@ -16,7 +16,7 @@ from text_files import COLUMNAR, FORMATS, PACKERS, read, warc_record
 
 from data_prep.build import build
 from llmtrain.data.manifest import read_manifest
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.errors import ConfigError, DataError, InputError
 
 TEXTS = [some_text(random.Random(seed), 20) + ' "quoted", \t[{' for seed in range(23)]
 PAGE = (
@@ -107,6 +107,26 @@ def test_a_table_without_the_column_is_refused_with_those_it_has(tmp_path, name)
 def test_a_field_without_a_name_and_an_unknown_format_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         build(corpus_file(tmp_path, sources=[{"path": "x", **options}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "a.txt",
+            {"field": "body"},
+            r"sources.0.field = 'body': \S+ is text, which has no fields: leave field",
+        ),
+        ("a.txt", {"meta": ["url"]}, r"sources.0.meta = \('url',\): \S+ is text, which has no fields"),
+        ("a.jsonl", {"separator": "--"}, r"sources.0.separator = '--': \S+ is jsonl, and only text is cut"),
+        ("a.txt", {"revision": "main"}, "revision is for a dataset on the Hub, and there is no hub"),
+        ("a.txt", {"streaming": False}, "streaming is for a dataset on the Hub"),
+    ],
+)
+def test_what_means_nothing_for_a_source_is_refused(tmp_path, name, options, message):
+    (tmp_path / name).write_text('{"text": "some text"}\n')
+    with pytest.raises(InputError, match=message):
+        build(corpus_file(tmp_path, sources=[{"path": str(tmp_path / name), **options}]))
 
 
 def page(name: str, folder: Path, content: bytes) -> tuple[list[str], dict[str, int]]:
