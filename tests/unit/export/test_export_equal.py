@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_tensors_are_streamed_one_at_a_time_where_the_family_allows(
         layout = lay_out(model, reader, torch.bfloat16)
     assert max(len(group) for group, _ in layout.groups) == largest
     assert layout.size == 2 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_only_its_owner_can_write_an_export_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reload_here(monkeypatch)
+    save_model(build_model("llama"), tmp_path / "run")
+    before = os.umask(0)
+    try:
+        export(tmp_path / "run", tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < modes.keys()
+    assert set(modes.values()) == {0o644} and (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
 def test_shards_have_an_index_and_stay_below_the_limit(
