@@ -6,6 +6,7 @@ VENV   ?= .venv
 TORCH  ?= $(shell grep -m1 '^torch==' constraints.txt)
 
 BIN        := $(VENV)/bin
+RUNS       := $(VENV)/.runs
 INSTALLED  := $(VENV)/.installed
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 CODE       := llmtrain data_prep tests benchmarks
@@ -16,11 +17,11 @@ CODE       := llmtrain data_prep tests benchmarks
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-install: $(INSTALLED)  ## the environment in .venv (every other target does this first)
+install: $(INSTALLED)  ## the environment in .venv (every other target does this first; demo needs less of it)
 
 # torch comes first and alone. On Linux PyPI's build carries gigabytes of CUDA, so a machine without an NVIDIA
 # driver takes the same version from PyTorch's own CPU index when that answers, and PyPI's otherwise.
-$(INSTALLED): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "llmtrain needs Python 3.10 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
@@ -31,10 +32,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    || $(BIN)/pip install "$(TORCH)"; \
 	  else $(BIN)/pip install "$(TORCH)"; fi; \
 	fi
+	$(BIN)/pip install $(if $(TORCH),-c constraints.txt) -e '.[fast-tokenizers]'
+	@touch $@
+
+$(INSTALLED): $(RUNS)
 	$(BIN)/pip install $(if $(TORCH),-c constraints.txt) -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## text to a model that talks, on this machine (about 6 minutes on 2 cores)
+demo: $(RUNS)  ## text to a model that talks, on this machine (about 6 minutes on 2 cores)
 	@$(BIN)/llmtrain demo
 
 test: $(INSTALLED)  ## all tests, two files at a time
