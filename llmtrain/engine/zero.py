@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 from llmtrain.data.rows import Rows
 from llmtrain.engine.base import DeepSpeedEngineBase
@@ -20,7 +24,8 @@ class ZeroEngine(DeepSpeedEngineBase):
     def _time_work(self) -> None:
         if self.plan.topology.zero_stage == 3:
             coordinator = self.deepspeed.optimizer.parameter_offload.get_param_coordinator()
-            coordinator.fetch_sub_module = self._busy.waiting()(coordinator.fetch_sub_module)
+            coordinator.fetch_sub_module = self._busy.waiting()(_unseen(coordinator.fetch_sub_module))
+            coordinator.release_sub_module = _unseen(coordinator.release_sub_module)
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
@@ -65,3 +70,18 @@ class ZeroEngine(DeepSpeedEngineBase):
             total += self.deepspeed(*micro_batch(rows, start, micro, self.device)).double()
         dist.all_reduce(total)
         return EvalResult(float(total), rows.valid_tokens)
+
+
+def _unseen(work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work` without the modes that selective recomputation puts over a layer.
+
+    Those expect the operations of the backward pass to be those of the forward pass. How ZeRO-3 gathers and
+    releases weights differs between the two.
+    """
+
+    @functools.wraps(work)
+    def called(*values: Any, **names: Any) -> Any:
+        with _disable_current_modes():
+            return work(*values, **names)
+
+    return called

@@ -18,6 +18,7 @@ SAMPLE = [
     (2, 1, "zero1", "bf16", "none"),
     (2, 1, "zero2", "fp16", "none"),
     (2, 1, "zero3", "bf16", "full"),
+    (2, 1, "zero3", "fp32", "selective"),  # weights are gathered in another order when it computes again
     (2, 2, "pipeline", "bf16", "full"),
 ]
 
