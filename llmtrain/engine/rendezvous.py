@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import os
 import secrets
+import socket
 import time
 from typing import Any
 
@@ -41,6 +42,8 @@ def meet(world: World, limit_s: float) -> Any:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = world.rank == 0 and not is_kept_over_restarts()
     limit = datetime.timedelta(seconds=limit_s)
+    if world.rank > 0 and not is_kept_over_restarts():
+        _reach(address, port, limit_s)
     try:
         store = dist.TCPStore(
             address, port, world.size, is_master=hosts, timeout=limit, wait_for_workers=False
@@ -50,10 +53,25 @@ def meet(world: World, limit_s: float) -> Any:
             raise
         if is_kept_over_restarts():
             raise EngineError(f"torchrun's store can't be reached at {_where()}: {error}") from error
-        why = "nothing answers there (is its process up, and the port open?)"
-        raise EngineError(f"{_not_come([0], limit_s)}: {why}") from error
+        raise EngineError(f"{_not_come([0], limit_s)}: {error}") from error
     name = _gather(store, world, limit_s) if world.rank == 0 else _come(store, world, limit_s)
     return dist.PrefixStore(name, store)
+
+
+def _reach(address: str, port: int, limit_s: float) -> None:
+    """Waits until something listens there. torch's own tries overshoot the limit, and print a stack first."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection(
+                (address, port), timeout=max(POLL_S, deadline - time.monotonic())
+            ).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                why = "nothing answers there (is its process up, and the port open?)"
+                raise EngineError(f"{_not_come([0], limit_s)}: {why}") from error
+        time.sleep(4 * POLL_S)
 
 
 def _come(store: Any, world: World, limit_s: float) -> str:
