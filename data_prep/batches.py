@@ -39,14 +39,14 @@ def batches_of(records: Iterable[tuple[Encoding, Record]]) -> Iterator[Batch]:
         yield batch
 
 
-def groups_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Consecutive documents of up to BATCH_BYTES characters (one may be larger) and BATCH_RECORDS."""
+def groups_of(documents: Iterable[Document], characters: int = BATCH_BYTES) -> Iterator[list[Document]]:
+    """Consecutive documents: a group ends when it has so many characters, or BATCH_RECORDS documents."""
     group: list[Document] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document.text)
-        if size >= BATCH_BYTES or len(group) >= BATCH_RECORDS:
+        if size >= characters or len(group) >= BATCH_RECORDS:
             yield group
             group, size = [], 0
     if group:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from data_prep.batches import groups_of
 from data_prep.documents import Document, Tally
 from data_prep.packings import PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
 from data_prep.steps.shingles import shingle, words_of
@@ -70,7 +71,7 @@ def make(settings: Decontaminate) -> Step:
     labels = [section.label for section in settings.sets]
 
     def look(documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
-        for batch in _batches(documents):
+        for batch in groups_of(documents, _BATCH_CHARS):
             for document, found in zip(batch, _first_hits([one.text for one in batch], tables), strict=True):
                 if found is None:
                     yield document
@@ -85,19 +86,6 @@ def make(settings: Decontaminate) -> Step:
                     yield document
 
     return look
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def texts_of(section: EvaluationSet) -> list[str]:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from data_prep.batches import groups_of
 from data_prep.documents import Document
 from data_prep.steps.shingles import mix
 
@@ -60,7 +61,6 @@ class Group:
 
     def __init__(self, texts: Sequence[str]):
         self.texts = texts
-
         self._parts = [text.encode("utf-8", "surrogatepass") for text in texts]
         self._plain = [
             len(part) == len(text) or not _is_odd(part) for part, text in zip(self._parts, texts, strict=True)
@@ -227,16 +227,7 @@ class Features:
 
 def groups_with_features(documents: Iterator[Document]) -> Iterator[list[Document]]:
     """The documents, some at a time, each with the features of its text."""
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= _GROUP_CHARS:
-            yield _with_features(group)
-            group, size = [], 0
-    if group:
-        yield _with_features(group)
+    return map(_with_features, groups_of(documents, _GROUP_CHARS))
 
 
 def _with_features(documents: list[Document]) -> list[Document]:

@@ -49,7 +49,7 @@ class DeepSpeedEngineBase:
             self._install_gate()
         self._compare = False
         self._install_comparison()
-        self._time_work()
+        self._wrap_work()
 
     @property
     def kernels(self) -> dict[str, str | bool]:
@@ -119,8 +119,8 @@ class DeepSpeedEngineBase:
 
         self.deepspeed._take_model_step = compared
 
-    def _time_work(self) -> None:
-        """Makes the clock run where the engine works by itself, beside its train_step."""
+    def _wrap_work(self) -> None:
+        """Wraps what DeepSpeed calls within a step, for the clock of this rank's own work among others."""
 
     def _norm_group(self) -> Any:
         """The group over which gradient norms add up besides this rank's own; None without a pipeline."""

@@ -113,7 +113,7 @@ class PipeEngine(DeepSpeedEngineBase):
     def _norm_group(self) -> Any:
         return self.deepspeed.grid.get_pipe_parallel_group()
 
-    def _time_work(self) -> None:
+    def _wrap_work(self) -> None:
         self.stage.forward = self._busy.working()(self.stage.forward)  # type: ignore[method-assign]
 
     def train_step(

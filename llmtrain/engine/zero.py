@@ -21,7 +21,7 @@ from llmtrain.engine.seam import EvalResult, StepResult
 class ZeroEngine(DeepSpeedEngineBase):
     """accumulation × (forward, backward), then one update."""
 
-    def _time_work(self) -> None:
+    def _wrap_work(self) -> None:
         if self.plan.topology.zero_stage == 3:
             coordinator = self.deepspeed.optimizer.parameter_offload.get_param_coordinator()
             coordinator.fetch_sub_module = self._busy.waiting()(_unseen(coordinator.fetch_sub_module))

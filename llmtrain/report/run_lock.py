@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import InputError
+from llmtrain.report.run_folder import PRIVATE_FOLDER
 
 if TYPE_CHECKING:
     from llmtrain.engine.seam import Comm
@@ -40,7 +41,7 @@ def sole_start(folder: Path, comm: Comm, wait_s: float = WAIT_S) -> Iterator[Non
     descriptor, failure = -1, ""
     if comm.rank == 0:
         try:
-            folder.mkdir(0o750, parents=True, exist_ok=True)
+            folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
             failure = _take(descriptor, folder, wait_s)
         except OSError as error:

@@ -55,7 +55,7 @@ class Stragglers:
 
 def told(rank: int, host: str, ratio: float, slow: bool) -> str:
     """One line for people."""
-    who = f"rank {rank} on {host}" if host else f"rank {rank}"
+    who = _who(rank, host)
     if slow:
         return f"{who} is slow: its own work takes {ratio:.1f} times as long as its peers' takes"
     return f"{who} is not slow any more"
@@ -72,9 +72,11 @@ def episodes(records: Iterable[Mapping[str, Any]]) -> list[str]:
         if record["recovered"] and rank in under_way:
             lines[under_way.pop(rank)] += f" to {record['step']:,}"
         elif not record["recovered"]:
-            who = f"rank {rank} on {record['host']}" if record["host"] else f"rank {rank}"
             under_way[rank] = len(lines)
-            lines.append(
-                f"{who} slow ({record['ratio']:.1f} times its peers), seen in step {record['step']:,}"
-            )
+            seen = f"slow ({record['ratio']:.1f} times its peers), seen in step {record['step']:,}"
+            lines.append(f"{_who(rank, record['host'])} {seen}")
     return lines
+
+
+def _who(rank: int, host: str) -> str:
+    return f"rank {rank} on {host}" if host else f"rank {rank}"

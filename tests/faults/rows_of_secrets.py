@@ -7,6 +7,7 @@ were written where none belongs. It is done once per folder; every trial looks f
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -179,13 +180,7 @@ class WholeWay:
         return found
 
 
-_ways: dict[Path, WholeWay] = {}
-
-
-def _way(folder: Path) -> WholeWay:
-    if folder not in _ways:
-        _ways[folder] = WholeWay(folder)
-    return _ways[folder]
+_way = functools.cache(WholeWay)  # goes once for a folder
 
 
 def secret(folder: Path, number: int, draw: random.Random) -> str:

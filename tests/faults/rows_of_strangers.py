@@ -7,6 +7,7 @@ which promise broke, or an empty string. `benchmarks/untrusted.py` runs them all
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import pickle
@@ -171,15 +172,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-_victims: dict[Path, Victims] = {}
+victims_in = functools.cache(Victims)  # made once for a folder
 FORMS = ("pickle", "torch", "numpy")
-
-
-def victims_in(folder: Path) -> Victims:
-    """Those of a folder, made once."""
-    if folder not in _victims:
-        _victims[folder] = Victims(folder)
-    return _victims[folder]
 
 
 def pickle_in_place(folder: Path, number: int, draw: random.Random) -> str:
