@@ -36,21 +36,7 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, meet_s:
     `meet_s`: so long it waits for all ranks to come, at least `LEAST_MEET_S`; 0: as long as `timeout_s`.
     Raises EngineError when the rendezvous fails: a port in use, ranks that have not come, which it names.
     """
-    os.environ["DS_ACCELERATOR"] = device
-    os.environ.update(
-        RANK=str(world.rank),
-        WORLD_SIZE=str(world.size),
-        LOCAL_RANK=str(world.local_rank),
-        LOCAL_SIZE=str(world.local_size),
-    )
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        if world.size > 1:
-            raise EngineError(
-                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, "
-                "accelerate, launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
-            )
-        os.environ["MASTER_PORT"] = str(free_port())
+    _set_place(world, device)
     quiet()
     import deepspeed
     import deepspeed.ops
@@ -89,6 +75,25 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, meet_s:
                 ) from error
             raise EngineError(f"rank {world.rank} could not meet the others at {where}: {error}") from error
     return TorchComm(device)
+
+
+def _set_place(world: World, device: str) -> None:
+    """Which rank this is and where the ranks meet, in the variables that torch and DeepSpeed read."""
+    os.environ["DS_ACCELERATOR"] = device
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_SIZE=str(world.local_size),
+    )
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        if world.size > 1:
+            raise EngineError(
+                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, "
+                "accelerate, launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
+            )
+        os.environ["MASTER_PORT"] = str(free_port())
 
 
 def quiet() -> None:
