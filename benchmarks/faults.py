@@ -46,6 +46,7 @@ class Row:
 
 
 LOST, SECONDS, APART = "steps trained again", "s", "of a loss apart"
+TWICE = "of the time twice"
 BEYOND, WHOLE = "s beyond the limit", "s for the whole run"
 PREEMPTED = partial(state.preempted_again_and_again, steps=60)
 ROWS = [
@@ -80,7 +81,7 @@ ROWS = [
     Row("R15", "a loss 100 times too large", 16, state.spike),
     Row("R16", "the fp16 loss scale at its floor", 4, state.scale_at_floor),
     Row("R17", "a rank dies: 4 kinds × 6 phases", 72, processes.dead_rank, SECONDS),
-    Row("R18", "a rank hangs, or never comes: 6 kinds × 5 engines", 30, processes.hung_rank, BEYOND),
+    Row("R18", "a rank hangs, or never comes: 7 kinds × 5 engines", 35, processes.hung_rank, BEYOND),
     Row("R19", "a rank is 3 times slower: 2 ways × 5 engines", 20, processes.slow_rank, "times its peers"),
     Row("R19c", "no rank is slow: 5 engines", 20, processes.no_slow_rank),
     Row("R20", "the network between two machines is cut", 20, networks.cut_network, BEYOND),
@@ -89,8 +90,10 @@ ROWS = [
     Row("R22", "kill -9 of a layer of a launcher", 30, processes.killed_launcher, SECONDS),
     Row("R23", "the lock of a killed build", 10, processes.stale_lock, WHOLE),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),
-    Row("R25", "ranks that disagree", 12, runs.disagreeing, SECONDS),
-    Row("R26", "400 steps, killed all the time", 1, runs.killed_all_the_time, "of the steps twice"),
+    Row("R25", "ranks that disagree, clocks too", 16, runs.disagreeing, SECONDS),
+    Row(
+        "R26", "2,000 steps, killed all the time: 5 engines", 5, runs.killed_all_the_time, "of the time twice"
+    ),
     Row(
         "restart", "a rank killed under torchrun --max-restarts", 6, processes.restarted_by_torchrun, SECONDS
     ),

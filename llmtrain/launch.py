@@ -31,6 +31,7 @@ POLL_S = 0.05
 SETTLE_S = 0.4  # a rank whose peer is gone often ends in the same moment, and may be noticed first
 AGREED_GRACE_S = 15.0  # bad input and requested stops end every rank by itself
 CRASH_GRACE_S = 3.0  # after SIGTERM: the peers of a dead rank are usually stuck in a collective
+HUNG_GRACE_S = 1.0  # the other watchdogs have spoken too; a rank that is left is the one that hangs
 AGREED = (InputError.exit_status, StopRequested.exit_status)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -179,7 +180,10 @@ class _Crew:
         """Waits for the ranks to end by themselves if they will, then makes them end."""
         if self.status(failed) not in AGREED:
             self.send(signal.SIGTERM)
-        grace = AGREED_GRACE_S if self.status(failed) in AGREED else CRASH_GRACE_S
+        hung = last_error(self.logs[failed], self.log_starts[failed]).startswith(f"error: {HUNG}")
+        grace = HUNG_GRACE_S if hung else CRASH_GRACE_S
+        if self.status(failed) in AGREED:
+            grace = AGREED_GRACE_S
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
             time.sleep(POLL_S)

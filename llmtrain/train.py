@@ -26,13 +26,13 @@ from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
 from llmtrain.engine.build_locks import lock_warnings
 from llmtrain.engine.supervisors import follow_launchers
-from llmtrain.engine.watchdog import Watchdog, watching
+from llmtrain.engine.watchdog import START_UP, Watchdog, watching
 from llmtrain.errors import EngineError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job
 from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
-from llmtrain.report.run_lock import sole_start
+from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
 from llmtrain.stopping import StopRequest
@@ -134,19 +134,23 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
     from llmtrain.engine import start as join
 
     stop.meet()
-    comm = join(world, job.plan.device, meet_s=job.plan.run.health.hang_s)
-    check_agreement(comm, job)
-    heed(stop, comm)
-    with sole_start(job.folder.path, comm):
-        _run_alone(job, comm, resume, stop)
+    with watching(world, job.folder.logs, job.plan.run.health.hang_s) as watch:
+        comm = join(world, job.plan.device, watch=watch)
+        check_agreement(comm, job)
+        heed(stop, comm)
+        watch.enter(START_UP, 0, more_s=WAIT_S)
+        with sole_start(job.folder.path, comm):
+            watch.enter(START_UP, 0)
+            _run_alone(job, comm, resume, stop, watch)
 
 
-def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest) -> None:
+def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watchdog) -> None:
     """The run, in a folder that no other start writes."""
     found, warnings = find_checkpoint(job.folder, resume, comm)
     if found is not None:
         found.check_matches(job.facts(0, 0))
-    job.folder.log_to_file(comm.rank)
+    watch.log_to(job.folder.log_to_file(comm.rank))
+    watch.enter(START_UP, 0)
     warn(warnings, comm.rank)
     warn(lock_warnings(), comm.rank)
     run_log, cause = open_log(job, comm.rank == 0, found), ""
@@ -156,8 +160,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest) -> None:
         if found is not None and found.step >= job.plan.schedule.steps:
             run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
         else:
-            with watching(comm, job.folder.logs, job.plan.run.health.hang_s) as watch:
-                work(job, comm, run_log, found, stop, watch)
+            work(job, comm, run_log, found, stop, watch)
             cause = "finished"
     except StopRequested as request:
         cause = str(request).partition(";")[0]
@@ -244,6 +247,7 @@ def work(
     def find() -> Checkpoint | None:
         return checkpoint.newest(job.folder.path, comm=comm)
 
+    watch.enter(START_UP, 0)
     if found is not None:
         load(found)
     start = found.step if found else 0

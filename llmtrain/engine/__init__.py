@@ -12,6 +12,7 @@ from llmtrain.engine.seam import Engine, EvalResult, Slice, SliceReader, StepRes
 
 if TYPE_CHECKING:
     from llmtrain.engine.comm import TorchComm
+    from llmtrain.engine.watchdog import Watchdog
     from llmtrain.model.kernels import Kernels
     from llmtrain.model.weights import WeightFiles
     from llmtrain.plan.plan import Plan
@@ -35,11 +36,11 @@ def detect_device() -> str:
     return detect()
 
 
-def start(world: World, device: str, timeout_s: float = 1800.0, meet_s: float = 0.0) -> TorchComm:
-    """Joins the world, within `meet_s`; call once per process, before `open_engine`."""
+def start(world: World, device: str, timeout_s: float = 1800.0, watch: Watchdog | None = None) -> TorchComm:
+    """Joins the world, watched once all have come; call once per process, before `open_engine`."""
     from llmtrain.engine.environment import start as join
 
-    return join(world, device, timeout_s, meet_s)
+    return join(world, device, timeout_s, watch)
 
 
 def open_engine(

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmtrain.config.world import World
 from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.watchdog import Watchdog
 from llmtrain.errors import EngineError
 
 GROUP_TIMEOUT_S = 1800.0
@@ -30,10 +31,13 @@ def detect_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, meet_s: float = 0.0) -> TorchComm:
+def start(
+    world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, watch: Watchdog | None = None
+) -> TorchComm:
     """Joins this process to its world and returns its line to the other ranks.
 
-    `meet_s`: so long it waits for all ranks to come, at least `LEAST_MEET_S`; 0: as long as `timeout_s`.
+    With `watch`, ranks are waited for as long as a step may take, at least `LEAST_MEET_S`; it watches from
+    the moment when all have come. Without it, or if it has no limit, as long as `timeout_s`.
     Raises EngineError when the rendezvous fails: a port in use, ranks that have not come, which it names.
     """
     _set_place(world, device)
@@ -51,10 +55,14 @@ def start(world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, meet_s:
         torch.cuda.set_device(world.local_rank)
     if not torch.distributed.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
+        meet_s = max(watch.limit_s, LEAST_MEET_S) if watch is not None and watch.limit_s > 0 else timeout_s
         try:
+            name, store = meet(world, meet_s)
+            if watch is not None:
+                watch.begin(name)
             torch.distributed.init_process_group(
                 backend,
-                store=meet(world, max(meet_s, LEAST_MEET_S) if meet_s else timeout_s),
+                store=store,
                 rank=world.rank,
                 world_size=world.size,
                 timeout=timeout,

@@ -33,8 +33,8 @@ def is_kept_over_restarts() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def meet(world: World, limit_s: float) -> Any:
-    """Waits for all ranks; a store below a name that only the ranks of this start know.
+def meet(world: World, limit_s: float) -> tuple[str, Any]:
+    """Waits for all ranks; a name that only the ranks of this start know, and a store below it.
 
     Raises EngineError that names the ranks that have not come in `limit_s`; RuntimeError when rank 0 can't
     open its port.
@@ -55,7 +55,7 @@ def meet(world: World, limit_s: float) -> Any:
             raise EngineError(f"torchrun's store can't be reached at {_where()}: {error}") from error
         raise EngineError(f"{_not_come([0], limit_s)}: {error}") from error
     name = _gather(store, world, limit_s) if world.rank == 0 else _come(store, world, limit_s)
-    return dist.PrefixStore(name, store)
+    return name, dist.PrefixStore(name, store)
 
 
 def _reach(address: str, port: int, limit_s: float) -> None:

@@ -13,7 +13,6 @@ import faulthandler
 import json
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -21,15 +20,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-if TYPE_CHECKING:
-    from llmtrain.engine.seam import Comm
+from llmtrain.config.world import World
 
-POLL_S = 1.0
-GATHER_S = 4.0  # how long the ranks wait for each other's reports
+POLL_S = 0.5
+GATHER_S = 2.0  # how long the ranks of a machine wait for each other's reports
+SHARED_GATHER_S = 8.0  # a file system that machines share shows the others' files late
 HUNG = "no progress for"  # so the summary begins; the launcher knows it by that
-LONG_PHASES = 3  # times the limit: opening, the first step (which may compile), evaluation, saving
+LONG_PHASES = 3  # times the limit: start-up, the first step (which may compile), evaluation, saving
+START_UP = "start-up"
+_SAVING = "is in saving"
 _COLLECTIVE = re.compile(
     r"all_reduce|reduce_scatter|all_gather|all_to_all|broadcast|barrier|^reduce$|^gather$|^send$|^recv$"
     r"|^isend$|^irecv$|batch_isend_irecv|^scatter"
@@ -39,51 +40,58 @@ _COLLECTIVE = re.compile(
 class Watchdog:
     """Watches this rank from its own thread. `enter` is a sign of progress, and says what comes next.
 
-    folder    the run's `logs/hang/`, seen by all ranks, empty
+    logs      the run's `logs/`, seen by all ranks; it is not touched before a rank makes no progress
     limit_s   the longest time that a step may take; 0 watches nothing
     """
 
-    def __init__(
-        self,
-        rank: int,
-        size: int,
-        folder: Path,
-        limit_s: float,
-        log: IO[str] | None = None,
-        end: Callable[[int], None] = os._exit,
-    ):
-        self.rank, self.size, self.folder, self.limit_s = rank, size, folder, limit_s
-        self._log = log or sys.stderr
+    def __init__(self, world: World, logs: Path, limit_s: float, end: Callable[[int], None] = os._exit):
+        self.rank, self.size, self.logs, self.limit_s = world.rank, world.size, logs, limit_s
+        self._gather_s = GATHER_S if world.local_size == world.size else SHARED_GATHER_S
+        self._log: IO[str] = sys.stderr
         self._end = end
-        self._phase, self._step, self._since = "opening", 0, time.monotonic()
+        self._phase, self._step, self._since, self._more_s = START_UP, 0, time.monotonic(), 0.0
         self._warm = False  # the first step may compile
-        self._closed = threading.Event()
+        self._begun, self._closed = False, threading.Event()
         self._main = threading.main_thread().ident
-        if limit_s > 0:
-            self._arm()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
 
-    def enter(self, phase: str, step: int) -> None:
-        """This rank begins `phase` (training, evaluation, saving, …) of `step`, counted from 1."""
+    def begin(self, start: str) -> None:
+        """From now on this rank is watched; the ranks' reports are found under the name of their start."""
+        self.folder = self.logs / "hang" / start
+        self._begun = self.limit_s > 0
+        if self._begun:
+            self.enter(START_UP, 0)
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def log_to(self, path: Path) -> None:
+        """Stacks go to the end of this file, no longer to stderr."""
+        self._log = path.open("a", buffering=1)
+        self._arm()
+
+    def enter(self, phase: str, step: int, more_s: float = 0.0) -> None:
+        """This rank begins `phase` (training, evaluation, saving, …) of `step`, counted from 1.
+
+        `more_s`: so much longer than other phases it may rightly take.
+        """
         self._warm = self._warm or self._phase == "training"
-        self._phase, self._step, self._since = phase, step, time.monotonic()
-        if self.limit_s > 0:
-            self._arm()
+        self._phase, self._step, self._since, self._more_s = phase, step, time.monotonic(), more_s
+        self._arm()
 
     def close(self) -> None:
         """The run has ended; nothing is watched any more."""
         self._closed.set()
-        if self.limit_s > 0:
+        if self._begun:
             faulthandler.cancel_dump_traceback_later()
+        if self._log is not sys.stderr:
+            self._log.close()
 
     @property
     def _allowed(self) -> float:
-        return self.limit_s * (1 if self._phase == "training" and self._warm else LONG_PHASES)
+        return self._more_s + self.limit_s * (1 if self._phase == "training" and self._warm else LONG_PHASES)
 
     def _arm(self) -> None:
-        late = self._allowed + 2 * GATHER_S + 5 * POLL_S
-        faulthandler.dump_traceback_later(late, exit=True, file=self._log)
+        if self._begun:
+            late = self._allowed + 2 * self._gather_s + 5 * POLL_S
+            faulthandler.dump_traceback_later(late, exit=True, file=self._log)
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_S):
@@ -108,6 +116,7 @@ class Watchdog:
         report = {"step": self._step, "doing": self.doing(), "waited_s": round(waited, 1)}
         try:
             faulthandler.dump_traceback(file=self._log, all_threads=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             scratch = self.folder / f"{_report(self.rank)}.part"
             scratch.write_text(json.dumps(report))
             scratch.replace(self.folder / _report(self.rank))
@@ -117,14 +126,15 @@ class Watchdog:
         self._end(1)
 
     def _gathered(self) -> dict[int, dict[str, object]]:
-        deadline = time.monotonic() + GATHER_S
+        deadline = time.monotonic() + self._gather_s
         while len(self._others()) < self.size and time.monotonic() < deadline:
-            time.sleep(POLL_S / 4)
+            time.sleep(POLL_S / 2)
         return {rank: json.loads((self.folder / _report(rank)).read_text()) for rank in self._others()}
 
     def _say(self, reports: Mapping[int, Mapping[str, object]], more: str = "") -> None:
         """The summary goes to every rank's log, and to stderr from the lowest rank that can speak."""
-        text = f"error: {summary(reports, self.size)}{more}; every rank's stack is in {self.folder.parent}/"
+        stacks = f"in {self.logs}/" if self._log is not sys.stderr else "on its stderr"
+        text = f"error: {summary(reports, self.size)}{more}; every rank's stack is {stacks}"
         print(text, file=self._log, flush=True)
         if self._log is not sys.stderr and self.rank == min(reports, default=self.rank):
             print(text, file=sys.stderr, flush=True)
@@ -136,24 +146,18 @@ class Watchdog:
         stacks = [frames.pop(self._main or 0, None), *(f for ident, f in frames.items() if ident != own)]
         for stack in stacks:
             if found := _where(stack):
-                return found
+                return "is in loading" if found == _SAVING and self._phase == START_UP else found
         return f"is in {self._phase}"
 
 
 @contextmanager
-def watching(comm: Comm, logs: Path, limit_s: float) -> Iterator[Watchdog]:
-    """Watches this rank while the block runs; every rank enters it. Stacks and reports go below `logs`."""
-    folder = logs / "hang"
-    if comm.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    comm.barrier()
-    with open(logs / f"rank-{comm.rank}.log", "a", buffering=1) as log:
-        watch = Watchdog(comm.rank, comm.size, folder, limit_s, log)
-        try:
-            yield watch
-        finally:
-            watch.close()
+def watching(world: World, logs: Path, limit_s: float) -> Iterator[Watchdog]:
+    """A watchdog that is closed in the end, however that comes."""
+    watch = Watchdog(world, logs, limit_s)
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 def _report(rank: int) -> str:
@@ -170,7 +174,7 @@ def _where(frame: FrameType | None) -> str:
         if "/llmtrain/data/" in path:
             return "is in data loading"
         if "/llmtrain/checkpoint/" in path:
-            return "is in saving"
+            return _SAVING
         frame = frame.f_back
     return ""
 
@@ -179,7 +183,8 @@ def summary(reports: Mapping[int, Mapping[str, object]], size: int) -> str:
     """Which rank stopped where, the odd ones first: those are the cause, and the many wait for them."""
     places: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):
-        places.setdefault(f"{report['doing']} of step {report['step']}", []).append(rank)
+        when = f"of step {report['step']}" if report["step"] else "before the first step"
+        places.setdefault(f"{report['doing']} {when}", []).append(rank)
     parts = []
     silent = [rank for rank in range(size) if rank not in reports]
     if silent:

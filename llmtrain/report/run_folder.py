@@ -80,14 +80,16 @@ class RunFolder:
         }
         replace_text(self.environment, json.dumps(content, indent=2) + "\n")
 
-    def log_to_file(self, rank: int) -> None:
-        """Sends this process's log to logs/rank-N.log, besides wherever it goes already."""
+    def log_to_file(self, rank: int) -> Path:
+        """Sends this process's log to logs/rank-N.log, besides wherever it goes already; that file."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
+        path = self.logs / f"rank-{rank}.log"
+        handler = logging.FileHandler(path)
         handler.setFormatter(RedactingFormatter(LOG_FORMAT))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False  # the screen is the progress display's
+        return path
 
     @contextmanager
     def talk_to_log(self, rank: int) -> Iterator[None]:

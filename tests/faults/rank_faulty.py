@@ -28,11 +28,13 @@ from typing import Any
 KINDS = (
     *("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike"),
     *("slow", "short of time"),  # up to `step`, and from then on no more
+    "clock",  # `offset_s` fast
 )
 QUANTUM_S = 0.005  # so long a rank that is short of time may run
 # place: (module, class or "" for the module itself, function); the fault comes when it is called
 PLACES = {
     "start-up": ("llmtrain.train", "", "run"),
+    "agreement": ("llmtrain.train", "", "check_agreement"),
     "opening": ("llmtrain.engine", "", "open_engine"),
     "loading": ("llmtrain.engine.base", "DeepSpeedEngineBase", "load"),
     "training": ("llmtrain.engine.base", "DeepSpeedEngineBase", "_begin"),
@@ -96,11 +98,15 @@ def inject(fault: dict[str, Any]) -> None:
     if fault["kind"] in ("slow", "short of time"):
         _slow_down(fault)
         return
+    if fault["kind"] == "clock":
+        now = time.time
+        time.time = lambda: now() + fault["offset_s"]
+        return
     if place == "evaluation":
         for engine in ("zero", "pipeline"):
             where = (f"llmtrain.engine.{engine}", "", "micro_batch")
             _before(where, lambda: Now.evaluates and Now.step >= step, fault)
-    elif place in ("start-up", "opening", "loading"):  # before any step
+    elif place in ("start-up", "agreement", "opening", "loading"):  # before any step
         _before(PLACES[place], lambda: True, fault)
     else:
         _before(PLACES[place], lambda: Now.step >= step and (place == "saving" or not Now.evaluates), fault)

@@ -80,7 +80,7 @@ class Loop:
         saver = Saver(engine, folder.path, 3, self._facts, log.save_ended)
         known: Any = history or self.comm.broadcast(log.history())
         health = Health(plan.run.health, known, lambda: newest(folder.path, comm=self.comm), load)
-        cause, watch = "finished", Watchdog(0, 1, folder.logs, 0.0)
+        cause, watch = "finished", Watchdog(World(0, 1, 0, 1, "none"), folder.logs, 0.0)
         try:
             train(plan, engine, Watched(before), None, log, saver, self.stop, health, watch, start)  # type: ignore[arg-type]
         except (StopRequested, EngineError) as error:

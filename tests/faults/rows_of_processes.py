@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rows_of_state import KILLED, Outcome, differs
-from whole_runs import ENDLESS, Lab, Started, committed, ledger, losses
+from whole_runs import ENDLESS, ENGINES, Lab, Started, committed, ledger, losses
 
 from llmtrain.report.account import account
 from llmtrain.report.metrics import read_metrics
@@ -74,10 +74,7 @@ HANGS = [
     ("sleep", "backward", "waits in|is in training"),
     ("hold the interpreter", "update", "gives no sign"),
     ("stop", "start-up", "has not come to"),
-]
-ENGINES = [
-    *[{"deepspeed": f"zero{stage}"} for stage in range(4)],
-    {"deepspeed": "pipeline", "parallel": {"pipeline": 2}},
+    ("stop", "agreement", "gives no sign"),
 ]
 
 
@@ -95,7 +92,8 @@ def hung_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
         seconds = _since(started)
         if broken or seconds is None:
             return Outcome(broken or "the fault never came", cell=cell)
-        limit = LEAST_MEET_S if place == "start-up" else HANG_S * (3 if place == "saving" else 1)
+        limit = HANG_S * (3 if place in ("saving", "agreement") else 1)
+        limit = LEAST_MEET_S if place == "start-up" else limit
         beyond = seconds - limit
         broken = hang_told(started.said, status, rank, number)
         return Outcome(broken or ("" if beyond < 2 * WITHIN_S else f"{beyond:.0f} s late"), beyond, cell)

@@ -12,8 +12,12 @@ from pathlib import Path
 import yaml
 from rows_of_state import KILLED, Outcome, differs
 from small_runs import build_dataset
-from whole_runs import Lab, committed, ledger, losses
+from whole_runs import ENGINES, Lab, ledger
 
+from llmtrain.report.account import account
+from llmtrain.report.metrics import read_metrics
+
+LONG_STEPS = 2000
 # field: (value that is given when the run goes on, words of the refusal)
 EDITS: dict[str, tuple[object, str]] = {
     "data.seq_len": (16, "seq_len (saved 32, now 16)"),
@@ -100,10 +104,21 @@ QUARRELS = [
 ]
 
 
+CLOCKS_S = (1.0, 3600.0)  # so far beside rank 0's clock is rank 1's
+
+
 def disagreeing(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R25: rank 1 was started with another run: found by all at the start, nothing written, no hang."""
-    override, environment, words = QUARRELS[number % len(QUARRELS)]
+    """R25: rank 1 was started with another run: found by all at the start, nothing written, no hang.
+
+    With another clock the run is the undisturbed one.
+    """
+    number %= len(QUARRELS) + len(CLOCKS_S)
     run = lab.run()
+    if number >= len(QUARRELS):
+        offset, golden = CLOCKS_S[number - len(QUARRELS)], lab.golden()
+        said = lab.forked(run, fault={"rank": 1, "place": "clock", "kind": "clock", "offset_s": offset})
+        return Outcome(said or differs(run, golden), cell=f"a clock {offset:.0f} s fast")
+    override, environment, words = QUARRELS[number]
     override = override.replace("OTHER", str(run.parent / "elsewhere"))
     began = time.monotonic()
     arguments = (f"@1:{override}",) if override else ()
@@ -116,20 +131,33 @@ def disagreeing(lab: Lab, number: int, draw: random.Random) -> Outcome:
 
 
 def killed_all_the_time(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R26: a longer run of which all ranks are killed on average every 4 times what a start takes.
+    """R26: a longer run, of which all ranks are killed eight times as often as it would take to its end.
 
     The figure is the share of the steps' time that was trained twice.
     """
-    changes = {**KILLED, "schedule": {"steps": 400}, "checkpoint": {"every": 10, "keep": 2}}
+    engine = ENGINES[number % len(ENGINES)]
+    changes = {**KILLED, **engine, "schedule": {"steps": LONG_STEPS}, "checkpoint": {"every": 20, "keep": 2}}
     golden = lab.golden(**changes)
     (start,) = ledger(golden)["starts"]
     whole = start["ended"]["at"] - start["at"]
     run = lab.run(**changes)
-    for _ in range(100):
-        last = max(committed(run), default=0)
-        if not lab.forked(run, limit_s=draw.expovariate(1 / (whole / 2)) + 1):
-            break
-    starts = ledger(run)["starts"]
-    lost = sum(each["lost_steps"] for each in starts)
-    broken = differs(run, golden) if len(losses(run)) == 400 else f"it ended at {last}"
-    return Outcome(broken, lost / (400 + lost), f"{len(starts)} starts, {lost} steps twice")
+    kills = 0
+    while said := lab.forked(run, limit_s=1 + draw.expovariate(8 / whole)):
+        kills += 1
+        if kills > 100 or "no end after" not in said:
+            return Outcome(f"no end after {kills} kills: {said[-400:]}", cell=engine["deepspeed"])
+    told = account(run.parent / "run")
+    share = told.lost_s / (told.lost_s + told.useful_s)
+    note = (
+        f"{engine['deepspeed']}: {kills} kills, {told.lost_steps} steps twice, goodput {told.goodput:.0%}, "
+        f"{growth(golden):.0f} KB more memory in 1,000 steps"
+    )
+    return Outcome(differs(run, golden), share, engine["deepspeed"], note)
+
+
+def growth(run: Path) -> float:
+    """How the largest rank's peak memory grows in the second half of a run: KB in 1,000 steps."""
+    records = [r for r in read_metrics(run.parent / "run" / "metrics.jsonl") if "memory_bytes" in r]
+    half = records[len(records) // 2 :]
+    more = half[-1]["memory_bytes"] - half[0]["memory_bytes"]
+    return more / 1e3 / (half[-1]["step"] - half[0]["step"]) * 1e3

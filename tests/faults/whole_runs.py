@@ -29,6 +29,10 @@ BIN = Path(sys.executable).parent
 FAULTY = str(Path(__file__).with_name("rank_faulty.py"))
 ORPHAN_S = 10.0  # so long after the end of what was started a rank may live
 ENDLESS = 1_000_000  # steps of a run that only a fault ends
+ENGINES = [
+    *[{"deepspeed": f"zero{stage}"} for stage in range(4)],
+    {"deepspeed": "pipeline", "parallel": {"pipeline": 2}},
+]
 
 
 class Lab:

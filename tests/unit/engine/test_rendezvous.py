@@ -44,7 +44,7 @@ def start(size: int, ranks: list[int], limit_s: float = 30) -> list[Any]:
         jobs = [pool.submit(meet, World(r, size, r, size, "torchrun"), limit_s) for r in ranks]
         for job in jobs:
             job.exception()
-        return [job.result() for job in jobs]
+        return [job.result()[1] for job in jobs]
 
 
 def said(size: int, ranks: list[int]) -> list[str]:
@@ -95,8 +95,9 @@ def test_a_rank_may_come_before_rank_0(nobody: str) -> None:
         with pytest.raises(concurrent.futures.TimeoutError):
             early.result(0.5)
         late = pool.submit(meet, World(0, 2, 0, 2, "environment"), 30)
-        late.result().set("key", "value")
-        assert early.result().get("key") == b"value"
+        name, store = late.result()
+        store.set("key", "value")
+        assert early.result()[0] == name and early.result()[1].get("key") == b"value"
 
 
 def test_only_torchruns_store_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

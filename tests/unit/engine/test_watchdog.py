@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.config.world import World
 from llmtrain.engine import watchdog
 from llmtrain.engine.watchdog import Watchdog, summary
 
@@ -26,10 +26,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *a, **k: None)
 
 
-def watched(folder: Path, rank: int, size: int, limit_s: float) -> tuple[Watchdog, io.StringIO, list[int]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    log, ended = io.StringIO(), []
-    return Watchdog(rank, size, folder, limit_s, log, ended.append), log, ended
+def watched(logs: Path, rank: int, size: int, limit_s: float) -> tuple[Watchdog, Path, list[int]]:
+    ended: list[int] = []
+    watch = Watchdog(World(rank, size, rank, size, "none"), logs, limit_s, ended.append)
+    watch.begin("this-start")
+    watch.log_to(logs / f"rank-{rank}.log")
+    return watch, logs / f"rank-{rank}.log", ended
 
 
 def wait_for(condition: object, limit_s: float = 20) -> None:
@@ -41,8 +43,8 @@ def wait_for(condition: object, limit_s: float = 20) -> None:
 def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, first_log, first_ended = watched(tmp_path / "hang", 0, 3, 0.5)
-    second, second_log, second_ended = watched(tmp_path / "hang", 1, 3, 60)  # rank 2 is stopped: no thread
+    first, first_log, first_ended = watched(tmp_path, 0, 3, 0.5)
+    second, second_log, second_ended = watched(tmp_path, 1, 3, 60)  # rank 2 is stopped: no thread
     first.enter("training", 812)
     first.enter("training", 812)
     second.enter("evaluation", 811)
@@ -54,11 +56,11 @@ def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
     assert "rank 0 is in training of step 812" in said and "rank 1 is in evaluation of step 811" in said
     assert f"every rank's stack is in {tmp_path}/" in said
     for log in (first_log, second_log):
-        assert "stacks" in log.getvalue() and "no progress for" in log.getvalue()
+        assert "stacks" in log.read_text() and "no progress for" in log.read_text()
 
 
 def test_progress_keeps_a_rank_alive_and_one_that_has_ended_is_not_watched(tmp_path: Path) -> None:
-    watch, _, ended = watched(tmp_path / "hang", 0, 2, 0.5)
+    watch, _, ended = watched(tmp_path, 0, 2, 0.5)
     for step in range(30):
         watch.enter("training", step)
         time.sleep(0.03)
@@ -68,33 +70,49 @@ def test_progress_keeps_a_rank_alive_and_one_that_has_ended_is_not_watched(tmp_p
     assert ended == []
 
 
-class Alone:
-    rank, size = 0, 1
+def test_what_an_earlier_start_has_reported_is_no_alarm(tmp_path: Path) -> None:
+    (tmp_path / "hang" / "earlier").mkdir(parents=True)
+    (tmp_path / "hang" / "earlier" / "rank-3.json").write_text("{}")
+    watch, _, ended = watched(tmp_path, 0, 4, 60)
+    time.sleep(0.3)
+    assert ended == [] and watch._others() == []
+    watch.close()
 
-    def barrier(self) -> None:
-        pass
+
+def test_start_up_is_watched_before_the_run_folder_is_this_starts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    watch = Watchdog(World(0, 2, 0, 2, "none"), tmp_path / "logs", 0.1, ended.append)
+    time.sleep(0.5)
+    assert ended == [], "watched before the ranks have met"
+    watch.begin("this-start")
+    watch.enter("start-up", 0, more_s=1.0)  # another start may have the folder for so long
+    time.sleep(0.8)
+    assert ended == [] and not (tmp_path / "logs").exists()
+    wait_for(lambda: ended)
+    assert ended == [1]
+    said = capfd.readouterr().err
+    assert "stacks" in said and "rank 0 is in start-up before the first step" in said
+    assert said.rstrip().endswith("every rank's stack is on its stderr")
 
 
-def test_what_an_earlier_run_has_reported_is_no_alarm(tmp_path: Path) -> None:
-    (tmp_path / "hang").mkdir()
-    (tmp_path / "hang" / "rank-3.json").write_text("{}")
-    with watchdog.watching(Alone(), tmp_path, 60.0) as watch:  # type: ignore[arg-type]
-        assert watch._others() == []
-        assert (tmp_path / "rank-0.log").exists()
-    assert watch._closed.is_set()
+def test_the_reports_of_other_machines_are_waited_for_longer(tmp_path: Path) -> None:
+    one, two = World(0, 4, 0, 4, "none"), World(0, 4, 0, 2, "none")
+    assert Watchdog(one, tmp_path, 1)._gather_s < Watchdog(two, tmp_path, 1)._gather_s
 
 
 def test_a_limit_of_zero_watches_nothing(tmp_path: Path) -> None:
-    watch, _, ended = watched(tmp_path / "hang", 0, 1, 0)
+    watch, _, ended = watched(tmp_path, 0, 1, 0)
     watch.enter("training", 1)
     time.sleep(0.3)
-    assert ended == [] and not hasattr(watch, "_thread")
+    assert ended == [] and "watchdog" not in {thread.name for thread in threading.enumerate()}
     watch.close()
 
 
 @pytest.mark.parametrize("phase", ["training", "saving"])
 def test_the_first_step_and_long_phases_have_longer(tmp_path: Path, phase: str) -> None:
-    watch, _, ended = watched(tmp_path / "hang", 0, 1, 0.6)
+    watch, _, ended = watched(tmp_path, 0, 1, 0.6)
     watch.enter(phase, 3)
     time.sleep(1.0)
     assert ended == []
@@ -145,15 +163,18 @@ def test_a_held_interpreter_lock_is_ended_too(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import ctypes, pathlib, sys, time
+        from llmtrain.config.world import World
         from llmtrain.engine import watchdog
         watchdog.POLL_S, watchdog.GATHER_S = 0.05, 0.1
-        log = open(sys.argv[1], "w")
-        watch = watchdog.Watchdog(0, 1, pathlib.Path(sys.argv[2]), 0.5, log)
+        world = World(0, 1, 0, 1, "none")
+        watch = watchdog.Watchdog(world, pathlib.Path(sys.argv[1]), 0.5)
+        watch.begin("this-start")
+        watch.log_to(pathlib.Path(sys.argv[1]) / "log")
         watch.enter("training", 1)
         ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter lock
         """
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "log"), str(tmp_path / "hang")]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, timeout=45, check=False)
     assert done.returncode == 1
     assert "Timeout" in (tmp_path / "log").read_text() and "File " in (tmp_path / "log").read_text()

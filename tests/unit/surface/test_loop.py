@@ -12,6 +12,7 @@ from small_runs import AloneComm, ScriptedEngine, write_run
 
 from llmtrain.checkpoint.background import SaveEnd
 from llmtrain.config.load import load_run
+from llmtrain.config.world import World
 from llmtrain.engine.watchdog import Watchdog
 from llmtrain.errors import EngineError, StopRequested
 from llmtrain.health import MOST_ROLLBACKS, Health, PoisonedError
@@ -91,7 +92,7 @@ class Scene:
         engine, batches, saver = self.engine, NumberedBatches(), ScriptedSaver(self.engine, log)
         self.waited, saver.poisoned = saver.waited, self.poisoned
         health = Health(self.plan.run.health, log.history(), saver.newest, self._load)
-        watch = Watchdog(0, 1, self.folder.logs, 0.0)
+        watch = Watchdog(World(0, 1, 0, 1, "none"), self.folder.logs, 0.0)
         try:
             train(self.plan, engine, batches, self.evaluation, log, saver, self.stop, health, watch, start)  # type: ignore[arg-type]
         finally:
