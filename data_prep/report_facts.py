@@ -101,9 +101,13 @@ def _content(
 
 
 def _steps(corpus: CorpusConfig, counts: Counts, bad: set[str]) -> list[dict[str, Any]]:
-    """How many documents came to each step in its turn, and what it left out, by reason."""
+    """How many documents came to each step in its turn, and what it left out, by reason.
+
+    `settings` are those that the file gives, for each time that it names the step.
+    """
     own = SAMPLES if corpus.kind != "text" else OWN
-    names = list(dict.fromkeys(name for section in corpus.steps for name in section.named))
+    given = [each for section in corpus.steps for each in section.named.items()]
+    names = list(dict.fromkeys(name for name, _ in given))
     reasons: dict[str, list[str]] = {name: [] for name in (READING, *names, own, LIMITS)}
     for reason in sorted(counts.rejected, key=lambda reason: (-counts.rejected[reason], reason)):
         prefix = reason.partition(": ")[0]
@@ -127,7 +131,12 @@ def _steps(corpus: CorpusConfig, counts: Counts, bad: set[str]) -> list[dict[str
             }
             for reason in found
         ]
-        steps.append({"step": step, "documents_in": left, "dropped": dropped, "reasons": rows})
+        settings = [
+            asked.model_dump(mode="json", exclude_unset=True) for name, asked in given if name == step
+        ]
+        steps.append(
+            {"step": step, "settings": settings, "documents_in": left, "dropped": dropped, "reasons": rows}
+        )
         left -= dropped
     assert left == counts.documents_out, f"the report loses documents: {left} of {counts.documents_out}"
     return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ def _funnel(content: Row) -> list[Markup]:
     for step in steps:
         came, dropped = step["documents_in"], step["dropped"]
         cells = _number(came), _number(dropped), _percent(dropped, came), bar((came - dropped) / whole)
-        rows.append(_row(step["step"], *cells, class_="step"))
+        asked = [tag("code", json.dumps(each, ensure_ascii=False)) for each in step["settings"] if each]
+        rows.append(_row([step["step"], tag("small", asked, class_="where")], *cells, class_="step"))
         for reason in step["reasons"]:
             count = reason["documents"]
             where = [tag("code", example) for example in reason["examples"]]

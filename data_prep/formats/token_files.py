@@ -96,7 +96,8 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     size = path.stat().st_size
     if size % dtype.itemsize:
         raise DataError(
-            f"{path} has {size} bytes, which is no whole number of {dtype.name} tokens: it is cut"
+            f"{path} has {size} bytes, which is no whole number of {dtype.name} tokens: it is cut (fetch it "
+            "again), or of another type"
         )
     return np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)
 

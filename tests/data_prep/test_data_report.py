@@ -82,6 +82,8 @@ def test_what_the_report_counts_is_what_is_there_for_any_number_of_workers(corpu
     steps = {each["step"]: (each["documents_in"], each["dropped"]) for each in content["steps"]}
     assert steps["reading"] == (502, 2) and steps["length"] == (500, 500 - len(long))
     assert steps["dedup"] == (len(long), len(long) - len(kept)) and steps["pii"] == (len(kept), 0)
+    settings = {each["step"]: each["settings"] for each in content["steps"]}
+    assert settings["length"] == [{"min_chars": 12}] and settings["dedup"] == [{}] and not settings["reading"]
     assert content["duplicates"][0]["share_dropped"] == round(1 - len(kept) / len(long), 6)
 
     splits = [open_dataset(folder / "w1", split) for split in ("train", "valid")]
