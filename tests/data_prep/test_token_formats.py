@@ -18,7 +18,8 @@ from data_prep.convert import export_tokens, import_tokens
 from data_prep.engines import open_engine
 from data_prep.formats.registry import FORMATS
 from data_prep.tokenizer import Encoder, train_bpe, write_trained
-from llmtrain.cli import TOKEN_FORMATS, main
+from llmtrain.cli import main
+from llmtrain.cli.data import TOKEN_FORMATS
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.shards import index_bytes
 from llmtrain.data.verify import verify

@@ -9,17 +9,16 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from llmtrain import __version__
+from llmtrain.cli.checkpoint import checkpoint_verb
+from llmtrain.cli.data import data_verb
+from llmtrain.cli.options import Actions, Verb, add_verb, at_least
 from llmtrain.config.secrets import redact
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
-from llmtrain.report.checkpoint_verbs import checkpoint_verb
-
-Verb = Callable[[argparse.Namespace], int]
-TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "nanogpt", "parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,16 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    _data_verb(verbs)
-    checkpoint_verb(verbs, _add)
-    train = _add(verbs, "train", _train, "train a run, or go on with it")
+    data_verb(verbs)
+    checkpoint_verb(verbs)
+    train = add_verb(verbs, "train", _train, "train a run, or go on with it")
     _add_run(train)
     train.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (default: 1)")
     train.add_argument(
         "--resume", choices=("auto", "must", "never"), default="auto", help="from its newest checkpoint"
     )
     _eval_verb(verbs)
-    export = _add(verbs, "export", _export, "write a Hugging Face folder, proven equal to the checkpoint")
+    export = add_verb(verbs, "export", _export, "write a Hugging Face folder, proven equal to the checkpoint")
     _add_what(export)
     export.add_argument("out", help="folder to write")
     export.add_argument(
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--public", action="store_true", help="make a new Hub repository public")
     export.add_argument("--dtype", default="auto", help="auto (the run's), bf16, fp16 or fp32")
-    generate = _add(verbs, "generate", _generate, "complete a prompt")
+    generate = add_verb(verbs, "generate", _generate, "complete a prompt")
     _add_what(generate)
     generate.add_argument("prompt")
     generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 200, or what fits")
@@ -96,21 +95,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    plan = _add(
+    plan = add_verb(
         verbs, "plan", _plan, "batch, memory, compute and the origin of each value, before any hardware"
     )
     _add_run(plan)
     plan.add_argument("--ranks", type=int, default=1, metavar="N")
     plan.add_argument("--device", metavar="NAME", help="cpu, or a GPU such as h200 (default: this machine's)")
     plan.add_argument("--json", action="store_true", help="print JSON")
-    report = _add(
+    report = add_verb(
         verbs, "report", _report, "what a run's time went into: goodput, restarts, rollbacks, skips"
     )
     report.add_argument("folder", help="a run folder")
     report.add_argument("--json", action="store_true", help="print JSON")
-    doctor = _add(verbs, "doctor", _doctor, "can this machine train, and what stands in the way")
+    doctor = add_verb(verbs, "doctor", _doctor, "can this machine train, and what stands in the way")
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    demo = _add(
+    demo = add_verb(
         verbs, "demo", _demo, "the whole way on this machine: text, training, evaluation, export, text"
     )
     demo.add_argument("--ranks", type=int, default=2, metavar="N")
@@ -118,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _eval_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    evaluate = _add(verbs, "eval", _eval, "loss, perplexity and bits per byte on held-out text")
+def _eval_verb(verbs: Actions[argparse.ArgumentParser]) -> None:
+    evaluate = add_verb(verbs, "eval", _eval, "loss, perplexity and bits per byte on held-out text")
     _add_what(evaluate)
     evaluate.add_argument("--data", required=True, metavar="DIR", help="dataset folder")
     evaluate.add_argument("--split", default="valid")
@@ -133,63 +132,6 @@ def _eval_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _data_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = verbs.add_parser("data", help="text becomes a dataset folder; check it; look at it")
-    actions = data.add_subparsers(metavar="ACTION", required=True, dest="action")
-    build = _add(actions, "build", _data_build, "text to a dataset folder")
-    build.add_argument("corpus", help="the corpus's YAML file")
-    build.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
-    build.add_argument(
-        "--overwrite", action="store_true", help="replace another dataset in the output folder"
-    )
-    build.add_argument("--join", action="store_true", help="help the build that runs there already")
-    build.add_argument("--on", choices=("processes", "ray"), default="processes", help="what does the work")
-    verify = _add(actions, "verify", _data_verify, "read everything and compare it with the manifest")
-    verify.add_argument("folder")
-    show = _add(actions, "show", _data_show, "rows as training sees them, as text")
-    show.add_argument("folder")
-    show.add_argument("--rows", type=int, default=3, metavar="N")
-    show.add_argument("--split", default="train")
-    show.add_argument("--seq-len", type=int, default=256, metavar="N")
-    show.add_argument("--seed", type=int, default=0)
-    show.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="colour for what is trained on (auto: on a terminal); without it ⟦ and ⟧",
-    )
-    diff = _add(actions, "diff", _data_diff, "how two datasets differ; status 0: the same tokens, 1: not")
-    diff.add_argument("folders", nargs=2, metavar="DIR")
-    diff.add_argument("--json", action="store_true", help="for programs")
-    _token_verbs(actions)
-
-
-def _token_verbs(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bring = _add(actions, "import", _data_convert, "token files of another tool to a dataset folder")
-    bring.add_argument("format", choices=TOKEN_FORMATS)
-    bring.add_argument("files", nargs="+", help="files, prefixes of .bin and .idx, or folders of them")
-    bring.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="what they were made with; a Hub id too"
-    )
-    bring.add_argument("--eos", metavar="TOKEN", help="what ends a document (default: the tokenizer's own)")
-    bring.add_argument("--output", required=True, metavar="DIR", help="the dataset folder to make")
-    bring.add_argument("--split", default="train")
-    give = _add(actions, "export", _data_convert, "a split of a dataset to a token file of another tool")
-    give.add_argument("folder")
-    give.add_argument("format", choices=TOKEN_FORMATS)
-    give.add_argument("out", help="file or prefix to write")
-    give.add_argument("--split", default="train")
-
-
-def _add(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, verb: Verb, text: str
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.set_defaults(verb=verb)
-    return parser
-
-
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it: optimizer.lr=3e-4")
@@ -197,70 +139,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", help="a run folder, a checkpoint folder or a Hugging Face folder")
-
-
-def _data_build(arguments: argparse.Namespace) -> int:
-    from data_prep.build import build
-    from data_prep.join import join
-    from llmtrain.report.progress import open_byte_progress
-
-    if arguments.join:
-        print(join(arguments.corpus, arguments.overrides).render())
-        return 0
-    progress = open_byte_progress(sys.stderr)
-    try:
-        report = build(
-            arguments.corpus, arguments.overrides, progress.tell, arguments.overwrite, arguments.on
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what is done is kept, the same command goes on") from None
-    finally:
-        progress.close()
-    print(report.render())
-    return 0
-
-
-def _data_verify(arguments: argparse.Namespace) -> int:
-    from llmtrain.data.verify import verify
-
-    print(verify(arguments.folder).render())
-    return 0
-
-
-def _data_show(arguments: argparse.Namespace) -> int:
-    from data_prep.show import show
-
-    _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
-    colour = arguments.color == "always" or (arguments.color == "auto" and _shows_colour())
-    print(show(arguments.folder, arguments.rows, arguments.split, arguments.seq_len, arguments.seed, colour))
-    return 0
-
-
-def _data_diff(arguments: argparse.Namespace) -> int:
-    from data_prep.difference import difference
-
-    found = difference(*arguments.folders)
-    print(found.as_json() if arguments.json else found.as_text())
-    return 0 if found.same else 1
-
-
-def _data_convert(arguments: argparse.Namespace) -> int:
-    from data_prep.convert import export_tokens, import_tokens
-    from llmtrain.report.progress import open_byte_progress
-
-    given = arguments
-    progress = open_byte_progress(sys.stderr)
-    tell = progress.tell
-    try:
-        if given.action == "export":
-            made = export_tokens(given.folder, given.format, given.out, given.split, tell)
-        else:
-            files, tokenizer = given.files, given.tokenizer
-            made = import_tokens(given.format, files, tokenizer, given.output, given.split, given.eos, tell)
-    finally:
-        progress.close()
-    print(made.render())
-    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -273,7 +151,7 @@ def _train(arguments: argparse.Namespace) -> int:
         fix = f"this is one of {world.size} ranks that {world.launcher} has started; leave --ranks out"
         raise ConfigError(Problem("--ranks", arguments.ranks, "command line", fix))
     ranks = 1 if arguments.ranks is None else arguments.ranks
-    _at_least(1, {"--ranks": ranks})
+    at_least(1, {"--ranks": ranks})
     command = [arguments.run, *arguments.overrides, "--resume", arguments.resume]
     command += ["--debug"] if arguments.debug else []
     if world.launcher != "none" or ranks == 1:
@@ -291,7 +169,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from llmtrain.evaluate import evaluate_folder
 
-    _at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
+    at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
     given = arguments
     found = evaluate_folder(given.what, given.data, given.split, given.rows, given.seq_len, given.baselines)
     print(found.as_json() if arguments.json else found.as_text())
@@ -321,7 +199,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     from llmtrain.generate import Sampling, generate
 
-    _at_least(1, {"--max-new-tokens": arguments.max_new_tokens})
+    at_least(1, {"--max-new-tokens": arguments.max_new_tokens})
     sampling = Sampling(
         max_new_tokens=arguments.max_new_tokens,
         temperature=0.0 if arguments.greedy else arguments.temperature,
@@ -338,7 +216,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from llmtrain.launch import likely_device
     from llmtrain.report.planned import planned
 
-    _at_least(1, {"--ranks": arguments.ranks})
+    at_least(1, {"--ranks": arguments.ranks})
     report = planned(arguments.run, arguments.overrides, arguments.ranks, arguments.device or likely_device())
     print(report.as_json() if arguments.json else report.as_text())
     return 0
@@ -363,21 +241,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from llmtrain.demo import demo
 
-    _at_least(1, {"--ranks": arguments.ranks})
+    at_least(1, {"--ranks": arguments.ranks})
     return demo(arguments.ranks, arguments.overrides)
-
-
-def _shows_colour() -> bool:
-    """A terminal that wants colour (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _at_least(least: int, options: dict[str, int | None]) -> None:
-    wrong = {name: value for name, value in options.items() if value is not None and value < least}
-    problems = [Problem(*item, "command line", f"must be {least} or more") for item in wrong.items()]
-    if problems:
-        raise ConfigError(problems)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

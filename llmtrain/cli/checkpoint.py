@@ -1,52 +1,50 @@
-"""`llmtrain checkpoint …` on the command line: looks at checkpoints, tidies them, brings and gives them."""
+"""`llmtrain checkpoint …`: looks at checkpoints, tidies them, brings and gives them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from llmtrain.errors import ConfigError, Problem
-
-Actions = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
-Add = Callable[..., argparse.ArgumentParser]
+from llmtrain.cli.options import Actions, add_verb, at_least
 
 
-def checkpoint_verb(verbs: Actions[argparse.ArgumentParser], add: Add) -> None:
-    """Adds the verb; `add(actions, name, function, text)` makes one action's parser."""
+def checkpoint_verb(verbs: Actions[argparse.ArgumentParser]) -> None:
+    """Adds the verb with its actions."""
     checkpoint = verbs.add_parser(
         "checkpoint", help="a run's checkpoints: list, look at, check, remove, import, export"
     )
     actions = checkpoint.add_subparsers(metavar="ACTION", required=True, dest="action")
-    ls = add(actions, "ls", _look, "the checkpoints of a run, newest first")
+    ls = add_verb(actions, "ls", _look, "the checkpoints of a run, newest first")
     ls.add_argument("--verify", action="store_true", help="check every hash")
-    show = add(actions, "show", _look, "step, origin, identity, files and probe of a checkpoint")
-    verify = add(actions, "verify", _look, "compare every file with its hash; status 1 if one is damaged")
-    prune = add(actions, "prune", _look, "remove all but the newest good checkpoints")
+    show = add_verb(actions, "show", _look, "step, origin, identity, files and probe of a checkpoint")
+    verify = add_verb(
+        actions, "verify", _look, "compare each file with its hash; status 1 if one is damaged"
+    )
+    prune = add_verb(actions, "prune", _look, "remove all but the newest good checkpoints")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="good checkpoints that stay")
     for action in (ls, prune):
         action.add_argument("what", metavar="run", help="a run folder")
     for action in (show, verify):
         action.add_argument("what", help="a run folder or a checkpoint folder")
-    _interchange(actions, add)
+    _interchange(actions)
 
 
-def _interchange(actions: Actions[argparse.ArgumentParser], add: Add) -> None:
-    bring = add(actions, "import", _import, "a checkpoint of DeepSpeed's own into the folder of a run")
+def _interchange(actions: Actions[argparse.ArgumentParser]) -> None:
+    bring = add_verb(actions, "import", _import, "a checkpoint of DeepSpeed's own into the folder of a run")
     bring.add_argument("folder", help="what DeepSpeed saved: ZeRO 1 to 3, pipeline or universal")
     bring.add_argument("run", help="the run's YAML file: model, data, optimizer")
     bring.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
     bring.add_argument("--names", metavar="FILE", help="JSON: DeepSpeed's parameter names and the model's")
-    give = add(actions, "export", _export, "a checkpoint in the format of another tool")
+    give = add_verb(actions, "export", _export, "a checkpoint in the format of another tool")
     give.add_argument("what", help="a run folder or a checkpoint folder")
     give.add_argument("out", help="folder to write")
     give.add_argument("--format", choices=("universal", "dcp"), required=True, help="DeepSpeed's or torch's")
 
 
 def _look(arguments: argparse.Namespace) -> int:
-    if arguments.action == "prune" and arguments.keep < 1:
-        raise ConfigError(Problem("--keep", arguments.keep, "command line", "must be 1 or more"))
+    if arguments.action == "prune":
+        at_least(1, {"--keep": arguments.keep})
     from llmtrain.report.checkpoints import listed, pruned, shown, verified
 
     what, good = Path(arguments.what), True
