@@ -53,7 +53,7 @@ ROWS = [
     Row("R1", "kill -9 of all ranks at a random moment, then resume", 200, state.killed_anywhere, LOST),
     Row("R2", "kill -9 of a rank inside a save: point × rank × stage", 72, state.killed_in_save),
     Row("R3", "kill -9 while a resume loads, or in an export", 100, state.killed_in_load_or_export, LOST),
-    Row("R4", "killed after every 1 to 4 saves until 60 steps are done", 20, PREEMPTED, LOST),
+    Row("R4", "killed after every 1 to 4 saves until 60 steps of a mixture are done", 20, PREEMPTED, LOST),
     Row("R5", "resumed twice, every kind of engine, dropout", 45, state.resumed_cell),
     Row("R6", "saved at one topology, loaded at another", 45, state.another_topology, APART),
     Row(
@@ -74,6 +74,7 @@ ROWS = [
     Row("R8", "cut, empty, missing, swapped, foreign files", 120, state.damaged_files),
     Row("R9", "COMMIT or the manifest is something else", 56, state.replaced_files),
     Row("R10", "a disk that fills", 40, state.full_disk),
+    Row("R10l", "the run folder's disk is full while steps are logged", 24, runs.full_while_logging),
     Row("R11", "EIO, quota, full or read-only disk at a write", 30, state.failing_disk),
     Row("R12, R13", "kill -9 while saves overlap and one disk is slow", 70, state.slow_writers),
     Row("R13", "killed before the n-th file operation of three saves", 120, state.any_operation),

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -224,7 +224,8 @@ def _copy(source: IO[bytes], log: Path) -> None:
     """Rank 0's stderr goes to ours and to its log."""
     with log.open("ab", buffering=0) as sink:
         while chunk := os.read(source.fileno(), 65536):
-            sink.write(chunk)
+            with suppress(OSError):  # a full disk must not keep the rank from speaking
+                sink.write(chunk)
             sys.stderr.buffer.write(chunk)
             sys.stderr.buffer.flush()
 

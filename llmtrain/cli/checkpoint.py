@@ -18,9 +18,7 @@ def checkpoint_verb(verbs: Actions[argparse.ArgumentParser]) -> None:
     ls = add_verb(actions, "ls", _look, "the checkpoints of a run, newest first")
     ls.add_argument("--verify", action="store_true", help="check every hash")
     show = add_verb(actions, "show", _look, "step, origin, identity, files and probe of a checkpoint")
-    verify = add_verb(
-        actions, "verify", _look, "compare each file with its hash; status 1 if one is damaged"
-    )
+    verify = add_verb(actions, "verify", _look, "compare each file with its hash; status 1 if one is damaged")
     prune = add_verb(actions, "prune", _look, "remove all but the newest good checkpoints")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="good checkpoints that stay")
     for action in (ls, prune):

@@ -121,9 +121,11 @@ class Watchdog:
             scratch.write_text(json.dumps(report))
             scratch.replace(self.folder / _report(self.rank))
             self._say(self._gathered())
-        except OSError as error:
-            self._say({self.rank: report}, f" (the others' reports can't be read: {error.strerror})")
-        self._end(1)
+        except OSError as error:  # a full disk, or one that is gone
+            self._log = sys.stderr
+            self._say({self.rank: report}, f" (the others' reports can't be had: {error.strerror})")
+        finally:
+            self._end(1)
 
     def _gathered(self) -> dict[int, dict[str, object]]:
         deadline = time.monotonic() + self._gather_s

@@ -18,12 +18,13 @@ from typing import Any
 
 from llmtrain.errors import DataError
 from llmtrain.report.metrics import read_metrics
+from llmtrain.report.run_folder import unwritable
 
 SPIKE_WINDOW = 128  # losses that decide what a spike is
 
 
 class Ledger:
-    """The ledger of one run folder; rank 0 keeps it."""
+    """The ledger of one run folder; rank 0 keeps it. Raises EngineError when it can't be written."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -54,13 +55,16 @@ class Ledger:
             self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_name(self.path.name + ".new")
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self.content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(self.content, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, self.path)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
 
 def read_ledger(path: Path) -> dict[str, Any]:

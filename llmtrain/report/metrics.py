@@ -29,7 +29,10 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl. Each line is one write, so a kill can tear only the last one."""
+    """Appends to metrics.jsonl. Each line is one write, so a kill can tear only the last one.
+
+    What the disk does not take (it is full) is owed, and written with the next record.
+    """
 
     def __init__(self, path: Path, start: int):
         """Opens the file for a run that has `start` steps behind it; later lines are dropped by rename."""
@@ -40,18 +43,30 @@ class MetricsFile:
         scratch.write_bytes(b"".join(_line(record) for record in kept))
         os.replace(scratch, path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._owed = bytearray()
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record."""
-        os.write(self._file, _line(record))
+    def write(self, record: Mapping[str, Any]) -> str:
+        """Appends one record; empty, or why the disk does not take it now."""
+        self._owed += _line(record)
+        return self._pay()
+
+    def _pay(self) -> str:
+        try:
+            while self._owed:
+                del self._owed[: os.write(self._file, self._owed)]  # a full disk may take a part of it
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def sync(self) -> None:
         """Makes what was written survive a power cut; worth its time only at a checkpoint."""
         os.fsync(self._file)
 
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self) -> int:
+        """Closes the file; how many records it lacks because the disk did not take them."""
+        self._pay()
         os.close(self._file)
+        return self._owed.count(b"\n")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ import yaml
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.secrets import RedactingFormatter
 from llmtrain.config.world import World
-from llmtrain.errors import InputError
+from llmtrain.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from llmtrain.plan.plan import Plan
@@ -38,6 +38,18 @@ if TYPE_CHECKING:
 PRIVATE_FOLDER = 0o750  # owner and group; the umask takes away more, never adds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("llmtrain")
+
+
+class _LogFile(logging.FileHandler):
+    """A log file on a full disk lacks lines; it ends no run, and fills no screen with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
+        pass
+
+
+def unwritable(path: Path, error: OSError) -> EngineError:
+    """What is said of a file of the run without which it can't go on."""
+    return EngineError(f"{path} can't be written ({error.strerror}): make room; the same command goes on")
 
 
 class RunFolder:
@@ -84,7 +96,7 @@ class RunFolder:
         """Sends this process's log to logs/rank-N.log, besides wherever it goes already; that file."""
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"rank-{rank}.log"
-        handler = logging.FileHandler(path)
+        handler = _LogFile(path)
         handler.setFormatter(RedactingFormatter(LOG_FORMAT))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

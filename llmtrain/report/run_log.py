@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.errors import EngineError
 from llmtrain.plan.compute import mfu
 from llmtrain.report import ledger, stragglers
 from llmtrain.report.account import account
 from llmtrain.report.metrics import MetricsFile
 from llmtrain.report.progress import Progress, Silent, open_progress
+from llmtrain.report.run_folder import unwritable
 from llmtrain.report.scores import Scores, scores
 from llmtrain.report.tensorboard import Events
 
@@ -54,6 +57,7 @@ class RunLog:
         """
         self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
         self.last_saved: Path | None = None
+        self._failure = ""  # why metrics.jsonl can't be written now
         self.folder, self.writes = folder, writes
         self.stragglers = stragglers.Stragglers(plan.topology.dp)
         self.hosts: Any = [""] * plan.topology.world  # each rank's machine, once it is known
@@ -66,7 +70,10 @@ class RunLog:
 
     def _open(self, start: int) -> None:
         """metrics.jsonl and TensorBoard, without what they say of steps beyond `start`."""
-        self.metrics = MetricsFile(self.folder.metrics, start) if self.writes else None
+        try:
+            self.metrics = MetricsFile(self.folder.metrics, start) if self.writes else None
+        except OSError as error:
+            raise unwritable(self.folder.metrics, error) from error
         wanted = self.writes and self.plan.run.log.tensorboard
         self.events = Events(self.folder.events, start) if wanted else None
 
@@ -154,8 +161,7 @@ class RunLog:
             return
         self.last_saved = save.folder
         self._write(record)
-        if self.metrics:
-            self.metrics.sync()
+        self.sync()
         seconds = f"{save.total_s:.2f} s, the steps stood still for {save.stall_s:.2f} s"
         self.note(f"saved step {save.step} in {save.folder} ({seconds})")
 
@@ -165,26 +171,46 @@ class RunLog:
         log.info(text)
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self.metrics:
-            self.metrics.write(record)
-        if self.events:
-            self.events.write(record)
+        failure = self.metrics.write(record) if self.metrics else ""
+        if failure != self._failure:
+            self._failure = failure
+            why = f"can't be written now ({failure}): the steps go on, their records are kept"
+            path = self.folder.metrics
+            self.note(f"warning: {path} {why}" if failure else f"{path} has all its records again")
+        try:
+            if self.events:
+                self.events.write(record)
+        except OSError as error:
+            self.events = None
+            self.note(f"warning: there are no more TensorBoard events ({error.strerror})")
 
     def sync(self) -> None:
-        """Makes what was told so far survive a power cut: before a checkpoint counts, its lines do."""
-        if self.metrics:
-            self.metrics.sync()
+        """Makes what was told so far survive a power cut: before a checkpoint counts, its lines do.
+
+        Raises EngineError when a disk that took lines has lost them.
+        """
+        try:
+            if self.metrics:
+                self.metrics.sync()
+        except OSError as error:
+            raise unwritable(self.folder.metrics, error) from error
 
     def _close_files(self) -> None:
-        if self.metrics:
-            self.metrics.close()
+        lacks = self.metrics.close() if self.metrics else 0
+        if lacks:
+            self.note(f"error: {self.folder.metrics} lacks the last {lacks} records ({self._failure})")
         if self.events:
-            self.events.close()
+            with contextlib.suppress(OSError):
+                self.events.close()
 
     def close(self, cause: str = "") -> None:
         """Closes files and lets go of the terminal; `cause` is why the run ends, for the ledger."""
         self._close_files()
         if self.ledger and cause:
-            self.ledger.end(cause)
-            self.note(account(self.folder.path).line())
+            try:
+                self.ledger.end(cause)
+            except EngineError as error:  # the next start will call this one killed
+                self.note(f"warning: {error}")
+            else:
+                self.note(account(self.folder.path).line())
         self.progress.close()

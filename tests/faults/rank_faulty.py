@@ -16,6 +16,7 @@ import ctypes
 import functools
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -29,6 +30,7 @@ KINDS = (
     *("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike"),
     *("slow", "short of time"),  # up to `step`, and from then on no more
     "clock",  # `offset_s` fast
+    "fill",  # a disk, from `step` on until `until`, or to the end
 )
 QUANTUM_S = 0.005  # so long a rank that is short of time may run
 # place: (module, class or "" for the module itself, function); the fault comes when it is called
@@ -93,7 +95,7 @@ def inject(fault: dict[str, Any]) -> None:
         return
     place, step = fault["place"], fault.get("step", 1)
     _follow_steps(fault)
-    if fault["kind"] == "spike":
+    if fault["kind"] in ("spike", "fill"):
         return
     if fault["kind"] in ("slow", "short of time"):
         _slow_down(fault)
@@ -168,6 +170,8 @@ def _follow_steps(fault: dict[str, Any]) -> None:
     def followed(train: Any) -> Any:
         def train_step(self: Any, rows: Any, lr: float, step: int = 0, *more: Any, **names: Any) -> Any:
             Now.step, Now.evaluates = step + 1, False
+            if fault["kind"] == "fill":
+                _fill(Path(fault["disk"]) / "filler", fault)
             undo = _spike(self) if fault["kind"] == "spike" and Now.step == fault["step"] else lambda: None
             try:
                 return train(self, rows, lr, step, *more, **names)
@@ -186,6 +190,16 @@ def _follow_steps(fault: dict[str, Any]) -> None:
     for engine in (ZeroEngine, PipeEngine):
         engine.train_step = followed(engine.train_step)  # type: ignore[method-assign]
         engine.evaluate = evaluating(engine.evaluate)  # type: ignore[method-assign]
+
+
+def _fill(filler: Path, fault: dict[str, Any]) -> None:
+    """Before each step, as space comes back when a half-written save is taken away."""
+    if Now.step == fault["until"]:
+        filler.unlink()
+    elif fault["step"] <= Now.step < (fault["until"] or math.inf):
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 
 
 def _spike(engine: Any) -> Callable[[], None]:

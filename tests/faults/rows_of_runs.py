@@ -8,9 +8,11 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
-from rows_of_state import KILLED, Outcome, differs
+from rows_of_state import KILLED, NotHereError, Outcome, differs
+from small_disks import small_disk
 from small_runs import build_dataset
 from whole_runs import ENGINES, Lab, ledger
 
@@ -18,6 +20,7 @@ from llmtrain.report.account import account
 from llmtrain.report.metrics import read_metrics
 
 LONG_STEPS = 2000
+DISK_BYTES = 32 << 20
 # field: (value that is given when the run goes on, words of the refusal)
 EDITS: dict[str, tuple[object, str]] = {
     "data.seq_len": (16, "seq_len (saved 32, now 16)"),
@@ -128,6 +131,40 @@ def disagreeing(lab: Lab, number: int, draw: random.Random) -> Outcome:
         return Outcome(f"{override}: {said[-400:] or 'it trained'}", cell=override)
     left = [path for path in run.parent.rglob("*") if path.name in ("COMMIT", "metrics.jsonl")]
     return Outcome(f"written: {left}" if left else "", seconds, override or str(environment))
+
+
+def full_while_logging(lab: Lab, number: int, draw: random.Random) -> Outcome:
+    """R10l: the run folder's disk is full for many steps: they go on, and no record of them is lost.
+
+    Full to the end, the last save is lost and told; with room again, the run goes on to the undisturbed end.
+    """
+    changes = {**KILLED, "deepspeed": f"zero{number % 4}", "schedule": {"steps": 60}}
+    golden, run = lab.golden(**changes), lab.run(**changes)
+    fault = {"rank": 0, "place": "training", "kind": "fill", "step": draw.randint(7, 12)}
+    fault["until"] = draw.randint(40, 58) if number // 4 % 2 else None
+    cell = f"{changes['deepspeed']}, full from {fault['step']} until {fault['until']}"
+    try:
+        with small_disk(run.parent, DISK_BYTES) as disk:
+            (disk / "run").mkdir()
+            (run.parent / "run").symlink_to(disk / "run")
+            said = lab.forked(run, fault={**fault, "disk": str(disk)})
+            return Outcome(_after_a_full_disk(lab, run, said, fault) or differs(run, golden), cell=cell)
+    except PermissionError as error:
+        raise NotHereError(f"small disks can't be mounted: {error}") from error
+
+
+def _after_a_full_disk(lab: Lab, run: Path, said: str, fault: dict[str, Any]) -> str:
+    """What is wrong with how a run met a full disk; afterwards it is at its end."""
+    records = list(read_metrics(run.parent / "run" / "metrics.jsonl"))
+    if fault["until"] is not None:
+        lost = [record for record in records if "save_lost" in record]
+        return said or ("" if lost else "no save was lost: the disk was not full")
+    if "ended with 1" not in said or "no space" not in said:
+        return f"how it ended: {said[-600:] or 'well'}"
+    if len([record for record in records if "loss" in record]) > 55:
+        return "metrics.jsonl took all records: the disk was not full"
+    (run.parent / "disk" / "filler").unlink()
+    return lab.forked(run)
 
 
 def killed_all_the_time(lab: Lab, number: int, draw: random.Random) -> Outcome:

@@ -132,8 +132,14 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def preempted_again_and_again(lab: Lab, number: int, draw: random.Random, steps: int = 24) -> Outcome:
-    """R4: killed after every one to four saves until it is done; the end is the undisturbed run's."""
+    """R4: killed after every one to four saves until it is done; the end is the undisturbed run's.
+
+    The rows are a mixture of two splits, packed, and a step accumulates.
+    """
+    train = [{"path": str(lab.dataset), "weight": 3}, {"path": str(lab.dataset), "split": "valid"}]
+    data = {"train": train, "eval": train[1:], "seq_len": 32, "packing": "best_fit"}
     changes = {**KILLED, "schedule": {"steps": steps}, "deepspeed": f"zero{number % 4}"}
+    changes |= {"data": data, "batch": {"rows": 8, "micro": 2}}
     golden = lab.golden(**changes)
     run, chain, worst = lab.run(**changes), 0, 0.0
     for chain in range(1, 25):

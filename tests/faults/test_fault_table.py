@@ -38,6 +38,14 @@ def test_a_run_that_was_killed_or_edited(lab: Lab, row: Row, number: int) -> Non
     assert not broken(row, lab, number)
 
 
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_full_disk_loses_no_record(lab: Lab, number: int) -> None:
+    try:
+        assert not broken(runs.full_while_logging, lab, number)
+    except state.NotHereError as error:
+        pytest.skip(f"needs the right to mount a small disk: {error}")
+
+
 def test_a_rank_that_leaves_early_ends_all_and_is_named(lab: Lab) -> None:
     assert not broken(processes.dead_rank, lab, processes.dying("exit 0", "forward"))
 

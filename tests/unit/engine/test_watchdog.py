@@ -97,6 +97,20 @@ def test_start_up_is_watched_before_the_run_folder_is_this_starts(
     assert said.rstrip().endswith("every rank's stack is on its stderr")
 
 
+def test_a_folder_that_takes_no_report_ends_the_run_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    ended: list[int] = []
+    watch = Watchdog(World(1, 2, 1, 2, "none"), tmp_path / "file", 0.1, ended.append)
+    watch.begin("this-start")
+    wait_for(lambda: ended)
+    assert ended == [1]
+    said = capfd.readouterr().err
+    assert "rank 1 is in start-up before the first step" in said
+    assert "(the others' reports can't be had: Not a directory)" in said
+
+
 def test_the_reports_of_other_machines_are_waited_for_longer(tmp_path: Path) -> None:
     one, two = World(0, 4, 0, 4, "none"), World(0, 4, 0, 2, "none")
     assert Watchdog(one, tmp_path, 1)._gather_s < Watchdog(two, tmp_path, 1)._gather_s

@@ -64,6 +64,19 @@ def test_cores_are_shared_out_unless_somebody_said_otherwise() -> None:
     assert rank_environment(0, 2, 1, {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
 
 
+def test_a_full_disk_does_not_keep_rank_0_from_speaking(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rank-0.log").symlink_to("/dev/full")
+    program = [
+        sys.executable,
+        "-c",
+        "import sys; sys.stderr.write('x' * 500_000 + ' said')",
+    ]  # no pipe holds it
+    assert launch([], 1, tmp_path, program) == 0
+    assert capfd.readouterr().err.endswith(" said")
+
+
 def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:
     body = """
         open(f"pid-{rank}", "w").write(str(os.getpid()))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from small_runs import write_run
 
 from llmtrain import cli
-from llmtrain.errors import DataError
+from llmtrain.config.load import load_run
+from llmtrain.errors import DataError, EngineError
+from llmtrain.plan.plan import make_plan
 from llmtrain.report.account import account
 from llmtrain.report.ledger import Ledger, history, read_ledger
 from llmtrain.report.metrics import MetricsFile
 from llmtrain.report.run_folder import RunFolder
+from llmtrain.report.run_log import RunLog, Speed
 
 TOPOLOGY = {"world": 2, "pipeline": 1, "zero_stage": 1, "precision": "bf16"}
 
@@ -114,6 +120,27 @@ def test_a_damaged_ledger_is_named_and_not_ignored(tmp_path: Path, content: str)
         DataError, match=r"ledger.json can't be read .*which steps the run passes over: restore"
     ):
         read_ledger(path)
+
+
+def test_a_ledger_that_cannot_be_written_stops_a_rollback_and_not_the_end(
+    killed_twice: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(load_run(write_run(killed_twice.path.parent, killed_twice.path)), 1, "cpu")
+    log = RunLog(plan, killed_twice, 0, 0, speed=Speed(None, None), eval_bytes=None, writes=True, about={})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("llmtrain.report.ledger.os.fsync", full)
+    back = {"from_step": 10, "to_step": 8, "updates": 8, "passed_over": [10, 10], "why": "a spike"}
+    said = r"ledger.json can't be written \(No space left on device\): make room; the same command goes on"
+    with pytest.raises(EngineError, match=said):
+        log.went_back(back, 80)
+    with pytest.raises(EngineError, match=r"metrics.jsonl can't be written"):
+        log.sync()
+    log.close("finished")
+    assert re.search(f"warning: .*{said}", "".join(capsys.readouterr()))
+    assert read_ledger(killed_twice.ledger)["starts"][-1]["ended"] is None, "the next start calls it killed"
 
 
 def test_a_folder_without_a_ledger_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from llmtrain.report.metrics import MetricsFile, read_metrics
 
@@ -65,3 +69,31 @@ def test_what_is_not_finite_is_null_and_the_line_stays_json(tmp_path: Path) -> N
     metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "skipped": True})
     metrics.close()
     assert json.loads(path.read_text()) == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
+
+
+def test_what_a_full_disk_does_not_take_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, write = [200], os.write
+
+    def on_a_small_disk(file: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = write(file, bytes(data)[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr("llmtrain.report.metrics.os.write", on_a_small_disk)
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    told = [metrics.write({"step": step, "loss": 1.0 / step}) for step in range(1, 21)]
+    assert told[0] == "" and told[-1] == "No space left on device"
+    seen = list(read_metrics(path))
+    assert 0 < len(seen) < 20 and not path.read_bytes().endswith(b"\n"), "a line is cut where the room ended"
+    room[0] = 10_000
+    assert metrics.write({"step": 21, "loss": 0.0}) == ""
+    assert steps_in(path) == list(range(1, 22))
+    room[0] = 0
+    metrics.write({"step": 22})
+    metrics.write({"step": 23})
+    assert metrics.close() == 2

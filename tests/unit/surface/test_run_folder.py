@@ -92,3 +92,16 @@ def test_each_rank_has_a_log_and_libraries_talk_into_it(
     text = (tmp_path / "logs" / "rank-3.log").read_text()
     assert "INFO opened" in text
     assert "chatter" in text
+
+
+def test_a_log_on_a_full_disk_lacks_lines_and_says_nothing(
+    tmp_path: Path, quiet_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.logs.mkdir(parents=True)
+    (folder.logs / "rank-0.log").symlink_to("/dev/full")
+    folder.log_to_file(0)
+    quiet_log.warning("nobody reads this")
+    assert "".join(capsys.readouterr()) == ""
+    with pytest.raises(OSError):
+        quiet_log.handlers.pop().close()
