@@ -46,6 +46,7 @@ PLACES = {
     "update": ("deepspeed.runtime.engine", "DeepSpeedEngine", "_take_model_step"),
     "saving": ("llmtrain.checkpoint.background", "Saver", "save"),
 }
+EARLY_STAGES_BACKWARD = ("torch.autograd", "", "backward")  # of a pipeline's stages but the last
 
 
 class Now:
@@ -111,7 +112,9 @@ def inject(fault: dict[str, Any]) -> None:
     elif place in ("start-up", "agreement", "opening", "loading"):  # before any step
         _before(PLACES[place], lambda: True, fault)
     else:
-        _before(PLACES[place], lambda: Now.step >= step and (place == "saving" or not Now.evaluates), fault)
+        places = [PLACES[place], EARLY_STAGES_BACKWARD] if place == "backward" else [PLACES[place]]
+        for each in places:
+            _before(each, lambda: Now.step >= step and (place == "saving" or not Now.evaluates), fault)
 
 
 def _slow_down(fault: dict[str, Any]) -> None:
