@@ -1,3 +1,3 @@
 """llmtrain: a folder of text becomes a model on the Hub, on any number of GPUs, from one file."""
 
-__version__ = "0.3.0"
+__version__ = "0.3.1"
