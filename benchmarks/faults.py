@@ -91,7 +91,7 @@ ROWS = [
     Row("R22", "kill -9 of a layer of a launcher", 30, processes.killed_launcher, SECONDS),
     Row("R23", "the lock of a killed build", 10, processes.stale_lock, WHOLE),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),
-    Row("R25", "ranks that disagree, clocks too", 16, runs.disagreeing, SECONDS),
+    Row("R25", "ranks that disagree, clocks too", 18, runs.disagreeing, SECONDS),
     Row(
         "R26", "2,000 steps, killed all the time: 5 engines", 5, runs.killed_all_the_time, "of the time twice"
     ),

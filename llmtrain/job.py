@@ -19,7 +19,7 @@ from llmtrain.plan.compute import flops_per_token, peak_flops
 from llmtrain.plan.model_shape import shape_of
 from llmtrain.plan.plan import Plan, make_plan
 from llmtrain.plan.prepared import PreparedRun, prepare
-from llmtrain.report.environment import device_name, versions
+from llmtrain.report.environment import device_name, source_digest, versions
 from llmtrain.report.run_folder import RunFolder, resolved_yaml
 from llmtrain.report.run_log import Speed
 from llmtrain.report.tensorboard import check_installed
@@ -122,6 +122,7 @@ def check_agreement(comm: Comm, job: Job) -> None:
         "dataset": job.batches.fingerprint,
         "run folder": str(job.folder.path.absolute()),
         "versions": versions(),
+        "code": source_digest(),
         "environment": {name: os.environ.get(name) for name in NUMERIC_ENVIRONMENT},
     }
     digests = {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}

@@ -75,7 +75,7 @@ def train(
         result = fault = None
         watch.enter("training", done)
         if not health.passes_over(done):
-            compare = _due(done, run.health.checksum_every)
+            compare = _compares(plan, done, owed)
             result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
         seconds = time.perf_counter() - began
         busy = engine.busy_s() if result is not None else 0.0
@@ -109,6 +109,13 @@ def train(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _compares(plan: Plan, step: int, owed: bool) -> bool:
+    """Whether replicas are compared in `step`: at their own pace, and where its weights are to be saved."""
+    rules, every = plan.run.checkpoint, plan.run.health.checksum_every
+    saved = owed or step == plan.schedule.steps or _due(step, rules.every)
+    return every > 0 and (saved or _due(step, every))
 
 
 def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:

@@ -200,7 +200,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest that COMMIT vouches for.
 
     Raises CheckpointError, naming the file, when the folder is no finished checkpoint, one of the two
-    files is damaged, or the format is another version's.
+    files is damaged, the format is another version's, or the folder's name is that of another step (a
+    checkpoint may be copied, but under a step's name it counts as that step).
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist or is no folder")
@@ -213,7 +214,13 @@ def read_manifest(folder: Path) -> Manifest:
     text = read_plain(folder, MANIFEST)
     if hashlib.sha256(text).hexdigest().encode() != commit[1]:
         raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {COMMIT}")
-    return _parsed(path, text)
+    manifest, named = _parsed(path, text), _STEP.fullmatch(folder.name)
+    if named and int(named[1]) != manifest.step:
+        raise CheckpointError(
+            f"{path} is of step {manifest.step}, its folder's name says step {int(named[1])}: one of them is "
+            "another checkpoint's"
+        )
+    return manifest
 
 
 def _parsed(path: Path, text: bytes) -> Manifest:

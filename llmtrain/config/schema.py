@@ -182,9 +182,10 @@ class HealthSection(Section):
 
     `skips`: so many steps in a row without an update. `on_spike`: what a loss far above those of the last 128
     steps does (skip: that step touches no weight). `checksum_every`: compare the weights that several ranks
-    hold, and stop when one differs (0: never). `hang_s`: a step that takes more seconds ends the run, with
-    every rank's stack and the name of the one that all wait for; other phases get 3 times as long (0: off).
-    At the start all ranks wait as long for each other, at least a minute.
+    hold, then and in each step after which a save is due, and stop when one differs (0: never). `hang_s`: a
+    step that takes more seconds ends the run, with every rank's stack and the name of the one that all wait
+    for; other phases get 3 times as long (0: off). At the start all ranks wait as long for each other, at
+    least a minute.
     """
 
     skips: int = Field(default=20, ge=1)

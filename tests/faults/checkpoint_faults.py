@@ -25,11 +25,20 @@ from unittest.mock import patch
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "unit" / "checkpoint")]
-from fake_engine import FakeEngine, State, empty_like, make_facts, on_ranks, same_state, small_state  # noqa: E402
+from fake_engine import (  # noqa: E402
+    FakeEngine,
+    State,
+    empty_like,
+    make_facts,
+    on_ranks,
+    same_state,
+    save_on,
+    small_state,
+)
 from kills import die_before  # noqa: E402
 from small_disks import small_disk  # noqa: E402
 
-from llmtrain.checkpoint import SaveEnd, Saver, newest  # noqa: E402
+from llmtrain.checkpoint import CheckpointFacts, SaveEnd, Saver, newest  # noqa: E402
 from llmtrain.checkpoint.files import HashedFile  # noqa: E402
 from llmtrain.engine.seam import KINDS  # noqa: E402
 from llmtrain.errors import CheckpointError, LlmtrainError  # noqa: E402
@@ -46,11 +55,22 @@ def state_of(step: int, elements: int = 0) -> State:
     return state
 
 
+def facts_of(folder: Path, step: int) -> CheckpointFacts:
+    """What a run in `folder` says of itself; its tokenizer has two files, which every checkpoint takes in."""
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.exists():
+        tokenizer.mkdir(parents=True)
+        (tokenizer / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}\n')
+        (tokenizer / "tokenizer_config.json").write_text('{"eos_token": "b"}\n')
+    return make_facts(step, tokenizer_folder=tokenizer)
+
+
 def run_saves(
     folder: Path, steps: list[int], wait: bool, keep: int = 2, elements: int = 0, tell: Any = None
 ) -> list[SaveEnd]:
     """Saves each step on every rank; how they ended on rank 0. Raises what a rank raised."""
     states = {step: state_of(step, elements) for step in steps}
+    facts = {step: facts_of(folder, step) for step in steps}
 
     def rank(comm: Any) -> list[SaveEnd]:
         ends: list[SaveEnd] = []
@@ -61,7 +81,7 @@ def run_saves(
                 tell(end)
 
         engine = FakeEngine(comm, states[steps[0]])
-        saver = Saver(engine, folder, keep, lambda step, tokens: make_facts(step), heard)
+        saver = Saver(engine, folder, keep, lambda step, tokens: facts[step], heard)
         for step in steps:
             engine.state = states[step]
             saver.save(step, step, wait)
@@ -204,6 +224,31 @@ def _other_steps(step: Path, draw: random.Random) -> list[str]:
     return [path.name, "manifest.json"]
 
 
+def _copied_step(step: Path, draw: random.Random) -> list[str]:
+    """The whole checkpoint before, under this one's name."""
+    shutil.rmtree(step)
+    shutil.copytree(step.parent / "step-00000003", step)
+    return ["manifest.json"]
+
+
+def _other_steps_word(step: Path, draw: random.Random) -> list[str]:
+    """A manifest, and the COMMIT that vouches for it, of the checkpoint before."""
+    for name in ("manifest.json", "COMMIT"):
+        shutil.copy(step.parent / "step-00000003" / name, step / name)
+    return ["manifest.json"]
+
+
+def _other_runs_word(step: Path, draw: random.Random) -> list[str]:
+    """The same of another run's checkpoint of this step, whose files have the same names and sizes."""
+    run = step.parents[1]
+    other = run / "other run"
+    if not other.exists():
+        save_on(RANKS, other, state_of(77), facts_of(run, 4))
+    for name in ("manifest.json", "COMMIT"):
+        shutil.copy(other / "checkpoints" / step.name / name, step / name)
+    return [f"rank-0000{rank}.safetensors" for rank in range(RANKS)]
+
+
 def _extra(step: Path, draw: random.Random) -> list[str]:
     name = f"rank-0000{draw.randint(2, 9)}.safetensors"
     shutil.copy(step / "rank-00000.safetensors", step / name)
@@ -243,6 +288,9 @@ DAMAGE: dict[str, Callable[[Path, random.Random], list[str]]] = {
     "missing": _remove,
     "swapped rank files": _swap,
     "a file of another step": _other_steps,
+    "a folder of another step": _copied_step,
+    "manifest and COMMIT of another step": _other_steps_word,
+    "manifest and COMMIT of another run": _other_runs_word,
     "a rank file too many": _extra,
     **REPLACED,
 }

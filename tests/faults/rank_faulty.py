@@ -30,6 +30,7 @@ KINDS = (
     *("kill", "exception", "exit 0", "memory", "stop", "sleep", "hold the interpreter", "ask", "spike"),
     *("slow", "short of time"),  # up to `step`, and from then on no more
     "clock",  # `offset_s` fast
+    "other code",  # of the same version
     "fill",  # a disk, from `step` on until `until`, or to the end
 )
 QUANTUM_S = 0.005  # so long a rank that is short of time may run
@@ -104,6 +105,9 @@ def inject(fault: dict[str, Any]) -> None:
     if fault["kind"] == "clock":
         now = time.time
         time.time = lambda: now() + fault["offset_s"]
+        return
+    if fault["kind"] == "other code":
+        importlib.import_module("llmtrain.job").source_digest = lambda: "other"
         return
     if place == "evaluation":
         for engine in ("zero", "pipeline"):

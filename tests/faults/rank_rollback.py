@@ -134,6 +134,37 @@ def healed(world: World, **sections: Any) -> dict[str, Any]:
     return answer
 
 
+def flipped(world: World, **sections: Any) -> dict[str, Any]:
+    """A bit flips in one rank's copy of a weight between two comparisons, and a save is due before the next.
+
+    The run stops; what is newest in its folder is gone on from, beside a run that never was disturbed.
+    """
+    sections |= {"checkpoint": {"every": 4}, "health": {"checksum_every": 5}}
+    first = Loop(world, Path("unused"), steps=9, **sections)
+    folder = Path(str(first.comm.broadcast(tempfile.mkdtemp(prefix="flip-"))))
+    first.folder = RunFolder(folder / "a")
+
+    def flip() -> None:
+        if world.rank == world.size - 1:
+            rank_poison.flip_bit(first.engine)
+
+    ended = [first.run({5: flip})]  # before step 6: compared after 5, to be saved after 8
+    first.comm.barrier()
+    saved = sorted(path.name for path in (folder / "a" / "checkpoints").iterdir())
+    first.comm.barrier()
+    resumed = Loop(world, folder / "a", first.comm, steps=9, seed=4321, **sections)
+    ended.append(resumed.run({}))
+    straight = Loop(world, folder / "b", first.comm, steps=9, **sections)
+    ended.append(straight.run({}))
+    first.comm.barrier()
+    answer = {"ended": ended, "saved": saved, "resumed": resumed.told(), "straight": straight.told()}
+    first.comm.barrier()
+    if world.rank == 0:
+        shutil.rmtree(folder)
+    first.engine.close()
+    return answer
+
+
 def spiked(world: World, **sections: Any) -> dict[str, Any]:
     """A step whose loss is 100 times what it should be: withheld, gone back from, and never seen at all."""
     at, steps = 34, 38

@@ -96,7 +96,7 @@ def _stamps(run: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in kept}
 
 
-# What rank 1 is told otherwise than rank 0: an override, or its environment; words of the refusal.
+# What rank 1 is told otherwise than rank 0: an override, its environment, or its code; words of the refusal.
 QUARRELS = [
     ("seed=7", {}, "run file or overrides"),
     ("optimizer.lr=0.5", {}, "run file or overrides"),
@@ -104,6 +104,7 @@ QUARRELS = [
     ("data.seq_len=16", {}, "dataset"),
     ("deepspeed=zero2", {}, "DeepSpeed settings"),
     ("", {"NVIDIA_TF32_OVERRIDE": "1"}, "environment"),
+    ("", {}, "(code)"),
 ]
 
 
@@ -125,12 +126,13 @@ def disagreeing(lab: Lab, number: int, draw: random.Random) -> Outcome:
     override = override.replace("OTHER", str(run.parent / "elsewhere"))
     began = time.monotonic()
     arguments = (f"@1:{override}",) if override else ()
-    said = lab.forked(run, arguments=arguments, environment={"1": environment})
-    seconds = time.monotonic() - began
-    if "was started with another run than rank 0" not in said or words not in said:
-        return Outcome(f"{override}: {said[-400:] or 'it trained'}", cell=override)
+    fault = {"rank": 1, "place": "code", "kind": "other code"} if words == "(code)" else None
+    said = lab.forked(run, arguments=arguments, environment={"1": environment}, fault=fault)
+    seconds, cell = time.monotonic() - began, override or words
+    if "rank 1 was started with another run than rank 0" not in said or words not in said:
+        return Outcome(f"{cell}: {said[-400:] or 'it trained'}", cell=cell)
     left = [path for path in run.parent.rglob("*") if path.name in ("COMMIT", "metrics.jsonl")]
-    return Outcome(f"written: {left}" if left else "", seconds, override or str(environment))
+    return Outcome(f"written: {left}" if left else "", seconds, cell)
 
 
 def full_while_logging(lab: Lab, number: int, draw: random.Random) -> Outcome:

@@ -39,6 +39,15 @@ def test_a_damaged_weight_is_healed_by_going_back(
     assert [start["from_step"] for start in ledger["starts"]] == [0, 11]
 
 
+def test_a_bit_that_flips_between_two_comparisons_is_in_no_checkpoint(worlds: Any) -> None:
+    for result in worlds.run("faults/rank_rollback.py:flipped", 2, deepspeed="zero0", precision="fp32"):
+        stopped, *finished = result["ended"]
+        assert "differs between ranks 0 to 1" in stopped and "Nothing is saved from here on" in stopped
+        assert result["saved"] == ["step-00000004"], "the weights of steps 6 to 8 hold the flip"
+        assert finished == ["finished"] * 2
+        assert result["resumed"] == result["straight"]
+
+
 def test_a_planted_spike_never_reaches_the_weights(worlds: Any) -> None:
     results = worlds.run("faults/rank_rollback.py:spiked", 2, deepspeed="zero2", precision="bf16")
     for result in results:

@@ -16,6 +16,7 @@ from fake_engine import make_facts, on_ranks, save_on, small_state
 
 from llmtrain.checkpoint import Checkpoint, newest, open_checkpoint
 from llmtrain.errors import CheckpointError
+from llmtrain.report.checkpoints import standing, standings
 from llmtrain.report.run_folder import RunFolder
 from llmtrain.train import find_checkpoint, warn
 
@@ -243,6 +244,22 @@ def test_a_linked_checkpoint_folder_is_not_followed(run: Path) -> None:
     reasons: list[str] = []
     found = newest(run, lambda path, reason: reasons.append(reason))
     assert found is not None and found.step == 4 and "is a link" in reasons[0]
+
+
+@pytest.mark.parametrize("name", ["step-00000007", "step-00000007.old"])
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(run: Path, name: str) -> None:
+    copy = Path(shutil.copytree(run / "checkpoints" / "step-00000004", run / "checkpoints" / name))
+    expected = f"{copy / 'manifest.json'} is of step 4, its folder's name says step 7: one of them is another"
+    reasons: list[str] = []
+    found = newest(run, lambda path, reason: reasons.append(reason))
+    assert found is not None and found.path.name == "step-00000004"
+    assert len(reasons) == 1 and reasons[0].startswith(expected)
+    for look in (open_checkpoint, Checkpoint):
+        with pytest.raises(CheckpointError, match=re.escape(expected)):
+            look(copy)
+    assert [one.state for one in standings(run, verify=False)] == ["damaged", "unverified", "unverified"]
+    kept = copy.rename(run / "the best one")  # a copy of another name means whatever is in it
+    assert open_checkpoint(kept).step == 4 and standing(kept, verify=True).state == "good"
 
 
 def test_all_ranks_share_the_hashing_and_take_the_same(run: Path) -> None:

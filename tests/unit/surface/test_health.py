@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import random
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small_runs import AloneComm
 
+import llmtrain
 from llmtrain.errors import EngineError
 from llmtrain.health import Spikes
 from llmtrain.job import check_agreement
+from llmtrain.report.environment import source_digest
 from llmtrain.report.run_folder import RunFolder
 
 
@@ -120,3 +124,28 @@ def test_a_rank_with_other_packages_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     with pytest.raises(EngineError, match="rank 1 was started with .* rank 0 .versions.:"):
         check_agreement(comm, job())
+
+
+def test_a_rank_with_other_code_of_the_same_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = AloneComm()
+    monkeypatch.setattr("llmtrain.job.source_digest", lambda: "other")
+    comm.votes = [said(job())]
+    monkeypatch.undo()
+    with pytest.raises(EngineError, match="rank 1 was started with .* rank 0 .code.:"):
+        check_agreement(comm, job())
+
+
+def test_the_code_is_every_module_of_the_package_and_nothing_else(tmp_path: Path) -> None:
+    package = Path(llmtrain.__file__).parent
+    copy = Path(shutil.copytree(package, tmp_path / "llmtrain"))
+    (copy / "notes.txt").write_text("not code")
+    assert source_digest(copy) == source_digest() == source_digest(package)
+    modules = sorted(copy.rglob("*.py"))
+    found = {source_digest()}
+    for path in (modules[0], copy / "engine" / "zero.py", modules[-1]):
+        path.write_text(path.read_text() + "\n")
+        found.add(source_digest(copy))
+    (copy / "engine" / "zero.py").rename(copy / "engine" / "zeros.py")
+    found.add(source_digest(copy))
+    (copy / "more.py").touch()
+    assert len(found | {source_digest(copy)}) == 6, "a change was not seen"

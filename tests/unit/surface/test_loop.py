@@ -317,9 +317,25 @@ def test_a_resume_next_to_a_spike_judges_as_the_undisturbed_run(tmp_path: Path) 
 
 
 def test_replicas_are_compared_when_it_is_due(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, health={"checksum_every": 4})
+    scene = Scene(tmp_path, schedule={"steps": 9}, health={"checksum_every": 4}, checkpoint={"every": 100})
     scene.run()
-    assert scene.engine.compared == [3]  # step 4, counted from 0
+    assert scene.engine.compared == [3, 7, 8]  # steps 4 and 8, counted from 0, and the last
+
+
+def test_no_step_is_saved_whose_replicas_were_not_compared(tmp_path: Path) -> None:
+    changes = {"schedule": {"steps": 14}, "checkpoint": {"every": 5}, "eval": {"rows": 5}}
+    scene = Scene(tmp_path, health={"checksum_every": 7}, **changes)
+    scene.engine.bad_rows = frozenset({9, 10})  # the save that is due at 10 is owed until 12
+    scene.run()
+    saves = [call[1] for call in scene.engine.calls if call[0] == "save"]
+    assert saves == [5, 12, 14]
+    assert [step + 1 for step in scene.engine.compared] == [5, 7, 10, 11, 12, 14]
+
+
+def test_replicas_are_never_compared_when_that_is_off(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, health={"checksum_every": 0}, checkpoint={"every": 2})
+    scene.run()
+    assert scene.engine.compared == []
 
 
 def test_a_stop_request_finishes_the_step_saves_and_says_so(tmp_path: Path) -> None:
