@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe
     from llmtrain.engine.seam import Comm
 
+SLOW_READ = 50e6  # bytes/s of all ranks together
 # Variables that change what the kernels compute.
 NUMERIC_ENVIRONMENT = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
@@ -134,6 +135,11 @@ def check_agreement(comm: Comm, job: Job) -> None:
             f"rank {', '.join(others)} was started with another run than rank 0 ({', '.join(what)}): start "
             "every rank with the same command on the same files"
         )
+
+
+def reading_s(folder: RunFolder) -> float:
+    """So long it may take, from a slow disk, to read and verify all that the run has saved."""
+    return sum(path.stat().st_size for path in folder.checkpoints.glob("step-*/*")) / SLOW_READ
 
 
 def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> tuple[Checkpoint | None, list[str]]:

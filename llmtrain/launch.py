@@ -8,6 +8,7 @@ log. The exit status is the truth: 0 only if every rank ended with 0.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import shutil
@@ -26,11 +27,13 @@ from typing import IO
 
 from llmtrain.engine.watchdog import HUNG
 from llmtrain.errors import EngineError, InputError, StopRequested
+from llmtrain.stopping import StopRequest
 
 POLL_S = 0.05
 SETTLE_S = 0.4  # a rank whose peer is gone often ends in the same moment, and may be noticed first
 AGREED_GRACE_S = 15.0  # bad input and requested stops end every rank by itself
 CRASH_GRACE_S = 3.0  # after SIGTERM: the peers of a dead rank are usually stuck in a collective
+DEAF_GRACE_S = 1.0  # a rank that waits in a library, not in Python, can't obey a signal
 HUNG_GRACE_S = 1.0  # the other watchdogs have spoken too; a rank that is left is the one that hangs
 AGREED = (InputError.exit_status, StopRequested.exit_status)
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -117,6 +120,7 @@ class _Crew:
         self.logs = [logs / f"rank-{rank}.log" for rank in range(ranks)]
         self.log_starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
         self.signals_seen = 0
+        self.kill_at = math.inf  # when the ranks that are left get SIGKILL
         self.left_early: list[int] = []  # ended with 0, and then another failed
         self.processes: list[subprocess.Popen[bytes]] = []
         before_exec = _die_with_parent()
@@ -139,11 +143,20 @@ class _Crew:
 
     @contextmanager
     def forwarding_signals(self) -> Iterator[None]:
-        """Passes stop requests on to every rank; the second one ends them at once."""
+        """Passes stop requests on to every rank, which knows what a repeated one means (`StopRequest`).
+
+        One that is meant to end them at once does so to ranks that hear nothing, too.
+        """
+        first = 0.0
 
         def forward(number: int, frame: FrameType | None) -> None:
+            nonlocal first
+            now = time.monotonic()
+            first = first or now
             self.signals_seen += 1
-            self.send(number if self.signals_seen == 1 else signal.SIGKILL)
+            self.send(number)
+            if number != signal.SIGUSR1 and now - first > StopRequest.REPEAT_S:
+                self.kill_at = min(self.kill_at, now + DEAF_GRACE_S)
 
         before = {number: signal.signal(number, forward) for number in FORWARDED}
         try:
@@ -165,6 +178,8 @@ class _Crew:
         while not any(statuses := [process.poll() for process in self.processes]):
             if all(status == 0 for status in statuses):
                 return None
+            if time.monotonic() > self.kill_at:
+                self.send(signal.SIGKILL)
             time.sleep(POLL_S)
         time.sleep(SETTLE_S)
         statuses = [process.poll() for process in self.processes]
@@ -185,7 +200,9 @@ class _Crew:
         if self.status(failed) in AGREED:
             grace = AGREED_GRACE_S
         deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
+        while any(process.poll() is None for process in self.processes):
+            if time.monotonic() > min(deadline, self.kill_at):
+                break
             time.sleep(POLL_S)
         self.send(signal.SIGKILL)
         for process in self.processes:
@@ -226,8 +243,9 @@ def _copy(source: IO[bytes], log: Path) -> None:
         while chunk := os.read(source.fileno(), 65536):
             with suppress(OSError):  # a full disk must not keep the rank from speaking
                 sink.write(chunk)
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
+            with suppress(OSError):
+                sys.stderr.buffer.write(chunk)
+                sys.stderr.buffer.flush()
 
 
 def last_error(log: Path, start: int = 0) -> str:

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.secrets import redact
@@ -29,7 +30,7 @@ from llmtrain.engine.supervisors import follow_launchers
 from llmtrain.engine.watchdog import START_UP, Watchdog, watching
 from llmtrain.errors import EngineError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
-from llmtrain.job import Job, check_agreement, find_checkpoint, open_job
+from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
 from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
 from llmtrain.report.run_lock import WAIT_S, sole_start
@@ -120,7 +121,6 @@ def _compares(plan: Plan, step: int, owed: bool) -> bool:
 
 def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:
     """Saves; if the weights turn out to be poisoned, nothing is written and the run must go back."""
-    run_log.sync()
     try:
         saver.save(step, run_log.tokens, wait)
     except PoisonedError as error:
@@ -147,20 +147,21 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         heed(stop, comm)
         watch.enter(START_UP, 0, more_s=WAIT_S)
         with sole_start(job.folder.path, comm):
-            watch.enter(START_UP, 0)
             _run_alone(job, comm, resume, stop, watch)
 
 
 def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watchdog) -> None:
     """The run, in a folder that no other start writes."""
+    reading = reading_s(job.folder)
+    watch.enter(START_UP, 0, more_s=reading)
     found, warnings = find_checkpoint(job.folder, resume, comm)
     if found is not None:
         found.check_matches(job.facts(0, 0))
-    watch.log_to(job.folder.log_to_file(comm.rank))
-    watch.enter(START_UP, 0)
+    last_hang = watch.log_to(job.folder.log_to_file(comm.rank))
+    watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
     warn(lock_warnings(), comm.rank)
-    run_log, cause = open_log(job, comm.rank == 0, found), ""
+    run_log, cause = open_log(job, comm.rank == 0, found, last_hang), ""
     if comm.rank == 0:
         stop.watch(job.folder.path)
     try:
@@ -187,7 +188,7 @@ def warn(warnings: Sequence[str], rank: int) -> None:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
+def open_log(job: Job, writes: bool, found: Checkpoint | None, last_hang: str = "") -> RunLog:
     """The run folder's files and the display; the first lines say what is about to happen."""
     plan, batch = job.plan, job.plan.batch
     step, tokens = (found.step, found.manifest.tokens) if found else (0, 0)
@@ -209,6 +210,7 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None) -> RunLog:
         eval_bytes=known,
         writes=writes,
         about=about if step < plan.schedule.steps else None,
+        last_hang=last_hang,
     )
     run_log.last_saved = found.path if found else None
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
@@ -254,13 +256,14 @@ def work(
     def find() -> Checkpoint | None:
         return checkpoint.newest(job.folder.path, comm=comm)
 
-    watch.enter(START_UP, 0)
+    watch.enter(START_UP, 0, more_s=reading_s(job.folder))
     if found is not None:
         load(found)
     start = found.step if found else 0
     rules = plan.run.checkpoint
     strict = rules.on_failure == "stop"
-    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, run_log.save_ended, strict)
+    tell, sync = run_log.save_ended, run_log.sync
+    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
     history: Any = comm.broadcast(run_log.history())
     run_log.hosts = comm.gather(socket.gethostname())
     health = Health(plan.run.health, history, find, load)
@@ -287,9 +290,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(arguments.run, arguments.overrides, arguments.resume, world, stop)
         return 0
     except (Exception, SystemExit) as error:  # noqa: BLE001 - this is where a rank ends; nothing else ends it
-        status = tell(error, world, arguments.debug)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        status = error.exit_status if isinstance(error, LlmtrainError) else 1
+        with suppress(OSError):  # a full disk, or nobody who reads
+            tell(error, world, arguments.debug)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     if world is not None and world.size > 1:
         os._exit(
             status
@@ -297,10 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def tell(error: Exception | SystemExit, world: World | None, debug: bool) -> int:
-    """Says on stderr, and in the rank's log, why the run ended; returns the exit status."""
+def tell(error: Exception | SystemExit, world: World | None, debug: bool) -> None:
+    """Says on stderr, and in the rank's log, why the run ended."""
     expected = isinstance(error, LlmtrainError)
-    status = error.exit_status if isinstance(error, LlmtrainError) else 1
     name = f"rank {world.rank}: " if world is not None and world.rank > 0 else ""
     text = str(error) if expected else f"{type(error).__name__}: {error}"
     word = "" if isinstance(error, StopRequested) else "error: "
@@ -310,7 +315,6 @@ def tell(error: Exception | SystemExit, world: World | None, debug: bool) -> int
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
     for line in text.splitlines() or [""]:
         print(f"{name}{word}{redact(line)}", file=sys.stderr)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

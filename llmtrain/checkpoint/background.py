@@ -94,7 +94,8 @@ class Saver:
     """The saves of one run. Every rank calls each method, `state` apart, at the same moment.
 
     `facts(step, tokens)` describes the run at a moment, `tell` hears how each save ended. A lost save ends
-    the run only when `strict`, or when it was one that had to be waited for.
+    the run only when `strict`, or when it was one that had to be waited for. `first` is done by rank 0 before
+    a checkpoint counts, in another thread, and when it raises the save is lost.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class Saver:
         facts: Callable[[int, int], CheckpointFacts],
         tell: Callable[[SaveEnd], None],
         strict: bool = False,
+        first: Callable[[], object] = lambda: None,
     ):
         self._engine, self._run_folder, self._keep = engine, Path(run_folder).absolute(), keep
-        self._facts, self._tell, self._strict = facts, tell, strict
+        self._facts, self._tell, self._strict, self._first = facts, tell, strict, first
         self._copy = HostCopy()
         self._copies: bool | None = None  # False: no memory for them, so every save is waited for
         self._plans: list[dict[str, Any]] | None = None  # what each rank writes never changes
@@ -147,7 +149,7 @@ class Saver:
             if not wait and self._copies_fit(begun):
                 self._take_off(begun, began)
                 return
-            complete(self._engine, begun, self._keep)
+            complete(self._engine, begun, self._keep, self._first)
         except EngineError as error:
             if wait:
                 raise
@@ -205,7 +207,7 @@ class Saver:
     def _commit(self, begun: Begun, entries: list[dict[str, Any]]) -> None:
         """Thread of rank 0."""
         try:
-            commit(begun, entries, self._keep)
+            commit(begun, entries, self._keep, self._first)
         except BaseException:
             with contextlib.suppress(OSError):  # without COMMIT what is left is no checkpoint anyway
                 withdraw(begun.folder)

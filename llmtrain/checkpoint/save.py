@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,12 +101,12 @@ def begin(
     return Begun(folder, facts, engine.scalars(), agreed)
 
 
-def complete(engine: Engine, begun: Begun, keep: int) -> Path:
-    """The rest of a save, before any rank goes on."""
+def complete(engine: Engine, begun: Begun, keep: int, first: Callable[[], object] = lambda: None) -> Path:
+    """The rest of a save, before any rank goes on; `first` as in `commit`."""
     comm = engine.comm
     with withdrawn_on_failure(comm, begun):
         entries = on_every_rank(comm, begun.task, lambda: _write_rank(engine, begun).model_dump())
-        on_rank_0(comm, begun.task, lambda: commit(begun, entries, keep))
+        on_rank_0(comm, begun.task, lambda: commit(begun, entries, keep, first))
     return begun.folder
 
 
@@ -250,8 +250,14 @@ def _write_rank(engine: Engine, begun: Begun) -> FileEntry:
         return file.finish()
 
 
-def commit(begun: Begun, entries: list[dict[str, Any]], keep: int) -> None:
-    """Rank 0, when every rank's file is on disk: the small files, the manifest, and last the name COMMIT."""
+def commit(
+    begun: Begun, entries: list[dict[str, Any]], keep: int, first: Callable[[], object] = lambda: None
+) -> None:
+    """Rank 0, when every rank's file is on disk: the small files, the manifest, and last the name COMMIT.
+
+    `first` is done before; when it raises, nothing is committed.
+    """
+    first()
     folder, facts = begun.folder, begun.facts
     files = [FileEntry(**entry) for entry in entries]
     with _room_for(_SPARE, folder):

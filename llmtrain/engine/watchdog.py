@@ -13,11 +13,12 @@ import faulthandler
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -30,6 +31,7 @@ SHARED_GATHER_S = 8.0  # a file system that machines share shows the others' fil
 HUNG = "no progress for"  # so the summary begins; the launcher knows it by that
 LONG_PHASES = 3  # times the limit: start-up, the first step (which may compile), evaluation, saving
 START_UP = "start-up"
+Report = dict[str, object]  # step, doing, waited_s, ranks
 _SAVING = "is in saving"
 _COLLECTIVE = re.compile(
     r"all_reduce|reduce_scatter|all_gather|all_to_all|broadcast|barrier|^reduce$|^gather$|^send$|^recv$"
@@ -47,6 +49,7 @@ class Watchdog:
     def __init__(self, world: World, logs: Path, limit_s: float, end: Callable[[int], None] = os._exit):
         self.rank, self.size, self.logs, self.limit_s = world.rank, world.size, logs, limit_s
         self._gather_s = GATHER_S if world.local_size == world.size else SHARED_GATHER_S
+        self.folder = logs / "hang" / "unnamed"
         self._log: IO[str] = sys.stderr
         self._end = end
         self._phase, self._step, self._since, self._more_s = START_UP, 0, time.monotonic(), 0.0
@@ -62,10 +65,28 @@ class Watchdog:
             self.enter(START_UP, 0)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def log_to(self, path: Path) -> None:
-        """Stacks go to the end of this file, no longer to stderr."""
+    def log_to(self, path: Path) -> str:
+        """The run folder is this start's now: stacks go to the end of `path`, no longer to stderr.
+
+        Rank 0 gets what the ranks of an earlier start have told of a hang, if they have, and takes it away.
+        """
         self._log = path.open("a", buffering=1)
         self._arm()
+        if self._begun:
+            with suppress(OSError):  # already now: other machines see a new folder late
+                self.folder.mkdir(parents=True, exist_ok=True)
+        return self._last_hang() if self.rank == 0 else ""
+
+    def _last_hang(self) -> str:
+        told = ""
+        with suppress(OSError, ValueError, KeyError):  # it is only told; 0.3.0 wrote other files there
+            for folder in sorted(self.folder.parent.iterdir(), key=lambda each: each.stat().st_mtime):
+                if folder == self.folder:
+                    continue
+                reports = _read(folder)
+                told = summary(reports, int(str(next(iter(reports.values()))["ranks"]))) if reports else told
+                shutil.rmtree(folder, ignore_errors=True)
+        return told
 
     def enter(self, phase: str, step: int, more_s: float = 0.0) -> None:
         """This rank begins `phase` (training, evaluation, saving, …) of `step`, counted from 1.
@@ -81,6 +102,8 @@ class Watchdog:
         self._closed.set()
         if self._begun:
             faulthandler.cancel_dump_traceback_later()
+            with suppress(OSError):
+                self.folder.rmdir()  # what was told of a hang stays
         if self._log is not sys.stderr:
             self._log.close()
 
@@ -90,53 +113,55 @@ class Watchdog:
 
     def _arm(self) -> None:
         if self._begun:
-            late = self._allowed + 2 * self._gather_s + 5 * POLL_S
+            late = self._allowed + self._gather_s + 5 * POLL_S  # the thread, if it runs, is done by then
             faulthandler.dump_traceback_later(late, exit=True, file=self._log)
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_S):
             waited = time.monotonic() - self._since
-            if waited > self._allowed or self._others():
+            if waited > self._allowed or _reported(self.folder):
                 self._report_and_end(waited)
                 return
 
-    def _others(self) -> list[int]:
-        """Ranks that have reported."""
-        found = []
-        try:
-            for entry in os.scandir(self.folder):
-                match = re.fullmatch(r"rank-(\d+)\.json", entry.name)
-                if match:
-                    found.append(int(match[1]))
-        except OSError:
-            pass  # a folder that is away for a moment is not a reason to end a run
-        return sorted(found)
-
     def _report_and_end(self, waited: float) -> None:
-        report = {"step": self._step, "doing": self.doing(), "waited_s": round(waited, 1)}
+        own: Report = {
+            "step": self._step,
+            "doing": self.doing(),
+            "waited_s": round(waited, 1),
+            "ranks": self.size,
+        }
+        reports, size, more = {self.rank: own}, self.size, ""
         try:
-            faulthandler.dump_traceback(file=self._log, all_threads=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            scratch = self.folder / f"{_report(self.rank)}.part"
-            scratch.write_text(json.dumps(report))
-            scratch.replace(self.folder / _report(self.rank))
-            self._say(self._gathered())
-        except OSError as error:  # a full disk, or one that is gone
-            self._log = sys.stderr
-            self._say({self.rank: report}, f" (the others' reports can't be had: {error.strerror})")
+            self._dump_stacks()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                scratch = self.folder / f"{_report(self.rank)}.part"
+                scratch.write_text(json.dumps(own))
+                scratch.replace(self.folder / _report(self.rank))
+                reports = self._gathered()
+            except OSError as error:  # a full disk, or one that is gone: nobody is accused of silence
+                size, more = 0, f" (the others' reports can't be had: {error.strerror})"
+            self._say(reports, size, more)
         finally:
             self._end(1)
 
-    def _gathered(self) -> dict[int, dict[str, object]]:
-        deadline = time.monotonic() + self._gather_s
-        while len(self._others()) < self.size and time.monotonic() < deadline:
-            time.sleep(POLL_S / 2)
-        return {rank: json.loads((self.folder / _report(rank)).read_text()) for rank in self._others()}
+    def _dump_stacks(self) -> None:
+        try:
+            print("no progress; the stacks of all threads:", file=self._log, flush=True)
+        except OSError:  # faulthandler would not tell that they are lost
+            self._log = sys.stderr
+        faulthandler.dump_traceback(file=self._log, all_threads=True)
 
-    def _say(self, reports: Mapping[int, Mapping[str, object]], more: str = "") -> None:
+    def _gathered(self) -> dict[int, Report]:
+        deadline = time.monotonic() + self._gather_s
+        while len(_reported(self.folder)) < self.size and time.monotonic() < deadline:
+            time.sleep(POLL_S / 2)
+        return _read(self.folder)
+
+    def _say(self, reports: Mapping[int, Report], size: int, more: str) -> None:
         """The summary goes to every rank's log, and to stderr from the lowest rank that can speak."""
         stacks = f"in {self.logs}/" if self._log is not sys.stderr else "on its stderr"
-        text = f"error: {summary(reports, self.size)}{more}; every rank's stack is {stacks}"
+        text = f"error: {summary(reports, size)}{more}; every rank's stack is {stacks}"
         print(text, file=self._log, flush=True)
         if self._log is not sys.stderr and self.rank == min(reports, default=self.rank):
             print(text, file=sys.stderr, flush=True)
@@ -166,6 +191,20 @@ def _report(rank: int) -> str:
     return f"rank-{rank}.json"
 
 
+def _reported(folder: Path) -> list[int]:
+    """Ranks that have reported there."""
+    found = []
+    with suppress(OSError):  # a folder that is away for a moment is not a reason to end a run
+        for entry in os.scandir(folder):
+            if match := re.fullmatch(r"rank-(\d+)\.json", entry.name):
+                found.append(int(match[1]))
+    return sorted(found)
+
+
+def _read(folder: Path) -> dict[int, Report]:
+    return {rank: json.loads((folder / _report(rank)).read_text()) for rank in _reported(folder)}
+
+
 def _where(frame: FrameType | None) -> str:
     """`waits in reduce-scatter`, `is in data loading`, or nothing that can be told."""
     while frame is not None:
@@ -181,7 +220,7 @@ def _where(frame: FrameType | None) -> str:
     return ""
 
 
-def summary(reports: Mapping[int, Mapping[str, object]], size: int) -> str:
+def summary(reports: Mapping[int, Report], size: int) -> str:
     """Which rank stopped where, the odd ones first: those are the cause, and the many wait for them."""
     places: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):

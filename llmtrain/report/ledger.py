@@ -30,12 +30,13 @@ class Ledger:
         self.path = path
         self.content = read_ledger(path)
 
-    def start(self, entry: Mapping[str, Any], metrics: Path) -> None:
-        """A start from `entry["from_step"]`; an earlier one that never said how it ended was killed."""
+    def start(self, entry: Mapping[str, Any], metrics: Path, last_hang: str = "") -> None:
+        """A start from `entry["from_step"]`; one that never said how it ended hung, or was killed."""
         starts, now = self.content["starts"], time.time()
         if starts and starts[-1]["ended"] is None:
+            cause = f"error: {last_hang}" if last_hang else "killed"
             seen = metrics.stat().st_mtime if metrics.exists() else starts[-1]["at"]
-            starts[-1]["ended"] = {"at": max(seen, starts[-1]["at"]), "cause": "killed"}
+            starts[-1]["ended"] = {"at": max(seen, starts[-1]["at"]), "cause": cause}
         steps, seconds = lost(metrics, entry["from_step"])
         if entry["from_step"] == 0:
             self.content["rollbacks"] = []  # the checkpoints they went back to are gone

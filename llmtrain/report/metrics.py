@@ -9,9 +9,11 @@ started. `tokens` counts the trained tokens so far. A value that is not finite i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl. Each line is one write, so a kill can tear only the last one.
+    """Appends to metrics.jsonl. Lines are only appended, so a kill can tear only the last one.
 
-    What the disk does not take (it is full) is owed, and written with the next record.
+    What the disk does not take (it is full) is owed, and written with the next record. Two threads use it:
+    the one that trains, and the one that commits a checkpoint.
     """
 
     def __init__(self, path: Path, start: int):
@@ -43,29 +46,33 @@ class MetricsFile:
         scratch.write_bytes(b"".join(_line(record) for record in kept))
         os.replace(scratch, path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        self._owed = bytearray()
+        self._owed, self._lock = bytearray(), threading.Lock()
 
     def write(self, record: Mapping[str, Any]) -> str:
         """Appends one record; empty, or why the disk does not take it now."""
-        self._owed += _line(record)
-        return self._pay()
-
-    def _pay(self) -> str:
         try:
-            while self._owed:
-                del self._owed[: os.write(self._file, self._owed)]  # a full disk may take a part of it
+            self._pay(_line(record))
         except OSError as error:
             return error.strerror or str(error)
         return ""
 
+    def _pay(self, more: bytes = b"") -> None:
+        with self._lock:
+            self._owed += more
+            while self._owed:
+                del self._owed[: os.write(self._file, self._owed)]  # a full disk may take a part of it
+
     def sync(self) -> None:
-        """Makes what was written survive a power cut; worth its time only at a checkpoint."""
+        """Makes every record survive a power cut; worth its time only at a checkpoint. Raises OSError."""
+        self._pay()
         os.fsync(self._file)
 
     def close(self) -> int:
         """Closes the file; how many records it lacks because the disk did not take them."""
-        self._pay()
-        os.close(self._file)
+        with contextlib.suppress(OSError):
+            self._pay()
+        with contextlib.suppress(OSError):  # a network's file system may refuse only now
+            os.close(self._file)
         return self._owed.count(b"\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -122,8 +123,9 @@ class PlainProgress:
             self.note(f"step {step}/{self.steps} · {facts}")
 
     def note(self, text: str) -> None:
-        """Prints a line."""
-        print(text, file=self.stream, flush=True)
+        """Prints a line; a stream that takes none (its disk is full, its reader gone) ends no run."""
+        with contextlib.suppress(OSError):
+            print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
         """Has nothing to close."""

@@ -15,6 +15,7 @@ runs/NAME/
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -44,12 +45,15 @@ class _LogFile(logging.FileHandler):
     """A log file on a full disk lacks lines; it ends no run, and fills no screen with tracebacks."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
-        pass
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def unwritable(path: Path, error: OSError) -> EngineError:
     """What is said of a file of the run without which it can't go on."""
-    return EngineError(f"{path} can't be written ({error.strerror}): make room; the same command goes on")
+    fix = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    why = error.strerror or error
+    return EngineError(f"{path} can't be written ({why}): {fix}, then the same command goes on")
 
 
 class RunFolder:

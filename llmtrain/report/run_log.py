@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +50,12 @@ class RunLog:
         eval_bytes: float | None,
         writes: bool,
         about: Mapping[str, Any] | None = None,
+        last_hang: str = "",
     ):
         """Opens the run's records for a run that has `start` steps and `tokens` trained tokens behind it.
 
         `about` is what the ledger says of this start besides: topology, versions, launcher; None: nothing.
+        `last_hang` is what the start before told of a hang.
         """
         self.plan, self.speed, self.eval_bytes, self.tokens = plan, speed, eval_bytes, tokens
         self.last_saved: Path | None = None
@@ -64,7 +66,7 @@ class RunLog:
         steps, every = plan.schedule.steps, plan.run.log.every
         self.ledger = ledger.Ledger(folder.ledger) if writes else None
         if self.ledger and about is not None:
-            self.ledger.start({"from_step": start, **about}, folder.metrics)
+            self.ledger.start({"from_step": start, **about}, folder.metrics, last_hang)
         self._open(start)
         self.progress: Progress = open_progress(steps, start, every) if writes else Silent()
 
@@ -74,8 +76,19 @@ class RunLog:
             self.metrics = MetricsFile(self.folder.metrics, start) if self.writes else None
         except OSError as error:
             raise unwritable(self.folder.metrics, error) from error
-        wanted = self.writes and self.plan.run.log.tensorboard
-        self.events = Events(self.folder.events, start) if wanted else None
+        self.events = None
+        if self.writes and self.plan.run.log.tensorboard:
+            with self._events_may_fail():
+                self.events = Events(self.folder.events, start)
+
+    @contextlib.contextmanager
+    def _events_may_fail(self) -> Iterator[None]:
+        """They are a copy of what metrics.jsonl says."""
+        try:
+            yield
+        except OSError as error:
+            self.events = None
+            log.warning("there are no more TensorBoard events (%s)", error.strerror or error)
 
     def history(self) -> dict[str, Any]:
         """What the run folder says of the steps so far, for `llmtrain.health`; empty on other ranks."""
@@ -161,7 +174,6 @@ class RunLog:
             return
         self.last_saved = save.folder
         self._write(record)
-        self.sync()
         seconds = f"{save.total_s:.2f} s, the steps stood still for {save.stall_s:.2f} s"
         self.note(f"saved step {save.step} in {save.folder} ({seconds})")
 
@@ -177,17 +189,14 @@ class RunLog:
             why = f"can't be written now ({failure}): the steps go on, their records are kept"
             path = self.folder.metrics
             self.note(f"warning: {path} {why}" if failure else f"{path} has all its records again")
-        try:
-            if self.events:
+        if self.events:
+            with self._events_may_fail():
                 self.events.write(record)
-        except OSError as error:
-            self.events = None
-            self.note(f"warning: there are no more TensorBoard events ({error.strerror})")
 
     def sync(self) -> None:
         """Makes what was told so far survive a power cut: before a checkpoint counts, its lines do.
 
-        Raises EngineError when a disk that took lines has lost them.
+        Raises EngineError when the disk does not take them.
         """
         try:
             if self.metrics:
@@ -196,12 +205,14 @@ class RunLog:
             raise unwritable(self.folder.metrics, error) from error
 
     def _close_files(self) -> None:
-        lacks = self.metrics.close() if self.metrics else 0
+        metrics, events = self.metrics, self.events
+        self.metrics = self.events = None  # whatever happens now, nothing is closed twice
+        lacks = metrics.close() if metrics else 0
         if lacks:
             self.note(f"error: {self.folder.metrics} lacks the last {lacks} records ({self._failure})")
-        if self.events:
-            with contextlib.suppress(OSError):
-                self.events.close()
+        if events:
+            with self._events_may_fail():
+                events.close()
 
     def close(self, cause: str = "") -> None:
         """Closes files and lets go of the terminal; `cause` is why the run ends, for the ledger."""

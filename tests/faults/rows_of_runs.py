@@ -170,7 +170,7 @@ def _after_a_full_disk(lab: Lab, run: Path, said: str, fault: dict[str, Any]) ->
 
 
 def killed_all_the_time(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R26: a longer run, of which all ranks are killed eight times as often as it would take to its end.
+    """R26: a longer run; all ranks are killed, on average 1 s and an eighth of its time after each start.
 
     The figure is the share of the steps' time that was trained twice.
     """

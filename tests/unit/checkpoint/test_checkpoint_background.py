@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -22,11 +23,20 @@ from llmtrain.errors import EngineError
 class Rank:
     """One rank of a run: an engine, its saver, and how its saves ended."""
 
-    def __init__(self, comm: Any, folder: Path, state: State, keep: int = 2, strict: bool = False):
+    def __init__(
+        self,
+        comm: Any,
+        folder: Path,
+        state: State,
+        keep: int = 2,
+        strict: bool = False,
+        first: Callable[[], object] = lambda: None,
+    ):
         self.engine = FakeEngine(comm, state)
         self.ends: list[SaveEnd] = []
+        tell = self.ends.append
         self.saver = Saver(
-            self.engine, folder, keep, lambda step, tokens: make_facts(step), self.ends.append, strict
+            self.engine, folder, keep, lambda step, tokens: make_facts(step), tell, strict, first
         )
 
     def exchange(self) -> None:
@@ -301,6 +311,30 @@ def test_a_lost_save_that_matters_ends_the_run_on_every_rank(
     answers = run_ranks(2, tmp_path, work, strict=strict)
     assert answers[0] == answers[1] and answers[0].startswith("saving step 4 failed: rank 0: no space in ")
     assert loaded(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_nothing_counts_whose_steps_are_not_on_disk(tmp_path: Path, wait: bool) -> None:
+    """`first` is the run log's sync: with a full disk under metrics.jsonl the save is lost."""
+    room = []
+
+    def first() -> None:
+        if not room:
+            raise EngineError("metrics.jsonl can't be written")
+
+    def work(rank: Rank) -> list[str]:
+        with contextlib.suppress(EngineError):
+            rank.saver.save(3, 3, wait)
+        rank.saver.finish()
+        rank.engine.comm.barrier()
+        room.append(True)
+        rank.saver.save(4, 4, wait)
+        rank.saver.finish()
+        return [end.why for end in rank.ends if end.why]
+
+    for told in run_ranks(2, tmp_path, work, first=first):
+        assert wait or "metrics.jsonl can't be written" in told[0]
+    assert loaded(tmp_path)[0] == 4 and not (tmp_path / "checkpoints" / "step-00000003").exists()
 
 
 def test_without_memory_for_copies_every_save_is_waited_for_and_that_is_said(

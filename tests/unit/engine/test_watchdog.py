@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -73,9 +74,28 @@ def test_progress_keeps_a_rank_alive_and_one_that_has_ended_is_not_watched(tmp_p
 def test_what_an_earlier_start_has_reported_is_no_alarm(tmp_path: Path) -> None:
     (tmp_path / "hang" / "earlier").mkdir(parents=True)
     (tmp_path / "hang" / "earlier" / "rank-3.json").write_text("{}")
-    watch, _, ended = watched(tmp_path, 0, 4, 60)
+    watch, _, ended = watched(tmp_path, 1, 4, 60)
     time.sleep(0.3)
-    assert ended == [] and watch._others() == []
+    assert ended == [] and watch.folder.is_dir()
+    watch.close()
+    assert not watch.folder.exists()
+
+
+def test_what_ended_the_start_before_is_told_once(tmp_path: Path) -> None:
+    """Rank 0 may be the one that hung, so the next start reads it."""
+    earlier = tmp_path / "hang" / "earlier"
+    earlier.mkdir(parents=True)
+    report = {"step": 812, "doing": "waits in barrier", "waited_s": 61.0, "ranks": 2}
+    (earlier / "rank-1.json").write_text(json.dumps(report))
+    (tmp_path / "hang" / "rank-3.json").write_text("{}")  # 0.3.0 wrote them there
+    watch = Watchdog(World(0, 2, 0, 2, "none"), tmp_path, 60)
+    watch.begin("this-start")
+    assert watch.log_to(tmp_path / "rank-0.log") == (
+        "no progress for 61 s: rank 0 gives no sign (stopped, or its machine is gone), "
+        "rank 1 waits in barrier of step 812"
+    )
+    assert watch.log_to(tmp_path / "rank-0.log") == ""
+    assert not earlier.exists()
     watch.close()
 
 
@@ -87,9 +107,10 @@ def test_start_up_is_watched_before_the_run_folder_is_this_starts(
     time.sleep(0.5)
     assert ended == [], "watched before the ranks have met"
     watch.begin("this-start")
-    watch.enter("start-up", 0, more_s=1.0)  # another start may have the folder for so long
+    watch.enter("start-up", 0, more_s=60)  # another start may have the folder for so long
     time.sleep(0.8)
     assert ended == [] and not (tmp_path / "logs").exists()
+    watch.enter("start-up", 0)
     wait_for(lambda: ended)
     assert ended == [1]
     said = capfd.readouterr().err
@@ -109,6 +130,21 @@ def test_a_folder_that_takes_no_report_ends_the_run_too(
     said = capfd.readouterr().err
     assert "rank 1 is in start-up before the first step" in said
     assert "(the others' reports can't be had: Not a directory)" in said
+    assert "gives no sign" not in said, "nobody is accused whose report could not be read"
+
+
+def test_a_log_on_a_full_disk_has_its_stacks_on_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rank-1.log").symlink_to("/dev/full")
+    watch, _, ended = watched(tmp_path, 1, 3, 0.1)
+    for rank in (0, 2):
+        report = {"step": 3, "doing": "waits in barrier", "waited_s": 9.0, "ranks": 3}
+        (watch.folder / f"rank-{rank}.json").write_text(json.dumps(report))
+    wait_for(lambda: ended)
+    said = capfd.readouterr().err
+    assert "stacks" in said and "2 ranks" not in said and "gives no sign" not in said
+    assert "ranks 0, 2 wait in barrier of step 3" in said and "is on its stderr" in said
 
 
 def test_the_reports_of_other_machines_are_waited_for_longer(tmp_path: Path) -> None:

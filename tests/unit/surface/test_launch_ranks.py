@@ -68,13 +68,50 @@ def test_a_full_disk_does_not_keep_rank_0_from_speaking(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rank-0.log").symlink_to("/dev/full")
-    program = [
-        sys.executable,
-        "-c",
-        "import sys; sys.stderr.write('x' * 500_000 + ' said')",
-    ]  # no pipe holds it
+    more_than_a_pipe_holds = "import sys; sys.stderr.write('x' * 500_000 + ' said')"
+    program = [sys.executable, "-c", more_than_a_pipe_holds]
     assert launch([], 1, tmp_path, program) == 0
     assert capfd.readouterr().err.endswith(" said")
+    command = [sys.executable, "-c", LAUNCH + f"sys.exit(launch([], 1, Path('logs'), {program!r}))"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, cwd=tmp_path, stderr=full, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("signals", "apart_s"), [("USR1 USR1", 1.0), ("TERM TERM", 0.1), ("INT TERM", 0.1)])
+def test_a_repeated_request_does_not_kill_a_save(tmp_path: Path, signals: str, apart_s: float) -> None:
+    body = """
+        asked = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, lambda *_: asked.append(1))
+        open(f"up-{rank}", "w").close()
+        while not asked: time.sleep(0.01)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end: time.sleep(0.01)
+        sys.exit(75)
+    """
+    start = f"sys.exit(launch([], 2, Path('logs'), {script(tmp_path, body)!r}))"
+    with subprocess.Popen([sys.executable, "-c", LAUNCH + start], cwd=tmp_path) as process:
+        wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2, "both ranks are up")
+        for name in signals.split():
+            process.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(apart_s)
+        assert process.wait(60) == 75
+
+
+def test_a_late_second_request_ends_ranks_that_hear_nothing(tmp_path: Path) -> None:
+    body = """
+        for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
+        open(f"up-{rank}", "w").close()
+        time.sleep(60)
+    """
+    quick = "from llmtrain.stopping import StopRequest; StopRequest.REPEAT_S = 0.5\n"
+    start = f"sys.exit(launch([], 2, Path('logs'), {script(tmp_path, body)!r}))"
+    with subprocess.Popen([sys.executable, "-c", LAUNCH + quick + start], cwd=tmp_path) as process:
+        wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2, "both ranks are up")
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.8)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 1
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_a_damaged_ledger_is_named_and_not_ignored(tmp_path: Path, content: str)
         read_ledger(path)
 
 
+def test_a_start_that_hung_says_so(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 7)
+    told = "no progress for 61 s: rank 1 waits in barrier of step 8"
+    Ledger(folder.ledger).start({"from_step": 4, "topology": TOPOLOGY}, folder.metrics, told)
+    assert read_ledger(folder.ledger)["starts"][0]["ended"]["cause"] == f"error: {told}"
+
+
 def test_a_ledger_that_cannot_be_written_stops_a_rollback_and_not_the_end(
     killed_twice: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,7 +141,7 @@ def test_a_ledger_that_cannot_be_written_stops_a_rollback_and_not_the_end(
 
     monkeypatch.setattr("llmtrain.report.ledger.os.fsync", full)
     back = {"from_step": 10, "to_step": 8, "updates": 8, "passed_over": [10, 10], "why": "a spike"}
-    said = r"ledger.json can't be written \(No space left on device\): make room; the same command goes on"
+    said = r"ledger.json can't be written \(No space left on device\): make room, then"
     with pytest.raises(EngineError, match=said):
         log.went_back(back, 80)
     with pytest.raises(EngineError, match=r"metrics.jsonl can't be written"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 from typing import Any
 
@@ -110,3 +111,12 @@ def test_a_terminal_shows_the_work_at_hand_and_nothing_of_what_is_done(monkeypat
     shown.close()
     assert "5.0/10.0 MB" in out.getvalue() and "1,234 left out" in out.getvalue()
     assert "training the tokenizer" not in out.getvalue()
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_stream_that_takes_nothing_ends_no_run() -> None:
+    PlainProgress(10, 0, 1, FullDisk()).note("nobody reads this")
