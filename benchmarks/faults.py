@@ -92,9 +92,7 @@ ROWS = [
     Row("R23", "the lock of a killed build", 10, processes.stale_lock, WHOLE),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),
     Row("R25", "ranks that disagree, clocks too", 18, runs.disagreeing, SECONDS),
-    Row(
-        "R26", "2,000 steps, killed all the time: 5 engines", 5, runs.killed_all_the_time, "of the time twice"
-    ),
+    Row("R26", "2,000 steps, killed all the time: 5 engines", 5, runs.killed_all_the_time, TWICE),
     Row(
         "restart", "a rank killed under torchrun --max-restarts", 6, processes.restarted_by_torchrun, SECONDS
     ),
