@@ -3,8 +3,9 @@
     python -m llmtrain.engine.nvme       builds the op, once; needs a C++ compiler, ninja and libaio's headers
 
 A run loads what was built and never builds: DeepSpeed itself would compile it in every rank, minutes long,
-when the first engine is opened. And DeepSpeed names its files by rank alone, so that two runs on one disk
-would write into each other's state; each run gets a folder there, which it removes when it ends.
+when the first engine is opened. What it loads runs as its user, so nobody else may have been able to put it
+there. And DeepSpeed names its files by rank alone, so that two runs on one disk would write into each other's
+state; each run gets a folder there, closed to others, which it removes when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,14 @@ def deepspeed_config(plan: Plan, comm: Comm) -> dict[str, Any]:
     config = copy.deepcopy(dict(plan.deepspeed))
     for part, folder in _folders(plan).items():
         disk = config["zero_optimization"][part]["nvme_path"]
-        for name, value, found in (("nvme_path", disk, _unwritable(disk)), ("device", "nvme", load_op())):
+        checks = (
+            ("nvme_path", disk, partial(_unwritable, disk)),
+            ("device", "nvme", load_op),
+            ("nvme_path", disk, partial(_claim, folder)),
+        )
+        for name, value, check in checks:
             field = f"zero_optimization.{part}.{name}"
-            told = [str(why) for why in comm.gather(found) if why]
+            told = [str(why) for why in comm.gather(check()) if why]
             if told:
                 raise ConfigError(Problem(field, value, plan.origins[f"ds.{field}"], told[0]))
         config["zero_optimization"][part]["nvme_path"] = str(folder)
@@ -70,6 +78,9 @@ def load_op() -> str:
         library = _library(name)
         if not library.is_file():
             return f"needs DeepSpeed's async_io op, and {library} is not there; build it: {BUILD}"
+        why = _distrust(library)
+        if why:
+            return f"needs DeepSpeed's async_io op, and {why}"
         try:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
             spec = importlib.util.spec_from_file_location(name, library)
@@ -95,6 +106,47 @@ def _library(name: str) -> Path:
     return folder / name / f"{name}.so"
 
 
+def _folders_down_to(library: Path) -> list[Path]:
+    """torch's extension folder, and those below it that the library is in."""
+    return [path for path in reversed(library.parents) if path.is_relative_to(extension_folder())]
+
+
+def _distrust(library: Path) -> str:
+    """Why somebody else could have put this library there, with the fix; or an empty string.
+
+    In a folder with the sticky bit others can't replace what is not theirs.
+    """
+    for path in filter(Path.exists, [*_folders_down_to(library), library]):
+        found = path.stat()
+        if found.st_uid not in (0, os.geteuid()):
+            whose = f"{path} is neither yours nor root's but user {found.st_uid}'s, so it is not loaded"
+            return f"{whose}: set TORCH_EXTENSIONS_DIR to a folder of your own, and build it there: {BUILD}"
+        if _open_to_others(found):
+            return f"others may write to {path}, so it is not loaded: build it again, closed to them: {BUILD}"
+    return ""
+
+
+def _open_to_others(found: os.stat_result) -> bool:
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    return bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and not sticky
+
+
+def _claim(folder: Path) -> str:
+    """Makes the run's own folder, closed to others: DeepSpeed leaves what it makes below it to the umask.
+
+    Why that can't be, or an empty string.
+    """
+    try:
+        folder.mkdir(0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return f"{folder} is a link or another user's, so no weights are written there; remove it"
+        folder.chmod(0o700)
+    except OSError as error:
+        return f"{folder} can't be made a folder of this user alone ({error.strerror}); remove it"
+    return ""
+
+
 def _unwritable(disk: str) -> str:
     if not Path(disk).is_dir():
         return "there is no such folder; name one on an NVMe disk of every machine"
@@ -106,13 +158,15 @@ def remove(plan: Plan, rank: int) -> None:
     for folder in set(_folders(plan).values()):
         for mine in folder.glob(f"zero_stage_3/*/rank{rank}"):
             shutil.rmtree(mine, ignore_errors=True)
-            for parent in list(mine.parents)[:3]:
+            for parent in list(mine.parents)[:2]:
                 with contextlib.suppress(OSError):  # another rank's files are still there
                     parent.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def build() -> None:
-    """Compiles the op for the device of this machine, into torch's extension folder."""
+    """Compiles the op for the device of this machine, into torch's extension folder, for this user alone."""
     from llmtrain.engine.environment import detect_device
 
     os.environ.setdefault("DS_ACCELERATOR", detect_device())
@@ -124,11 +178,39 @@ def build() -> None:
             "async_io can't be built: install a C++ compiler and libaio's headers (Debian and Ubuntu: "
             "apt-get install g++ libaio-dev; Fedora: dnf install gcc-c++ libaio-devel)"
         )
+    os.umask(0o077)
+    _close_to_others()
     print(
         f"building {' and '.join(_OPS)} into {_library(_OPS[-1]).parents[1]}: this takes minutes", flush=True
     )
     builder.load(verbose=False)
     print(f"built: {_library('async_io')}")
+
+
+def _close_to_others() -> None:
+    """Makes the folders that the op will be in; what somebody else could have put there is removed.
+
+    Raises EngineError where that can't be.
+    """
+    libraries = [_library(name) for name in _OPS]
+    try:
+        for library in [library for library in libraries if _distrust(library)]:
+            if library.parent.exists():
+                shutil.rmtree(library.parent)
+        extension_folder().mkdir(0o700, parents=True, exist_ok=True)
+        for library in libraries:
+            for folder in _folders_down_to(library):
+                folder.mkdir(0o700, exist_ok=True)
+                found = folder.stat()
+                if _open_to_others(found):
+                    folder.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+            library.parent.chmod(0o700)
+        why = next(filter(None, map(_distrust, libraries)), "")
+    except OSError as error:
+        fix = "set TORCH_EXTENSIONS_DIR to a folder of your own"
+        why = f"{extension_folder()} can't be closed to others ({error}): {fix}"
+    if why:
+        raise EngineError(why)
 
 
 if __name__ == "__main__":

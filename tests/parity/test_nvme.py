@@ -6,6 +6,8 @@ The op that DeepSpeed needs for it is built on purpose: python -m llmtrain.engin
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ def strategy(folder: Path, weights: bool = False, **offload: Any) -> str:
     return str(path)
 
 
+@pytest.fixture
+def closed() -> Iterator[None]:
+    """What is made is closed to others, whatever this machine's umask is."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("closed")
 def test_a_machine_that_is_not_ready_is_told_before_the_model_is_built(worlds: Any, tmp_path: Path) -> None:
     """Alike on both ranks, of which one has a file in the op's place."""
     on_nvme, extensions = strategy(tmp_path), tmp_path / "extensions"
@@ -55,6 +66,8 @@ def test_a_machine_that_is_not_ready_is_told_before_the_model_is_built(worlds: A
     missing.parent.mkdir(parents=True)
     missing.write_bytes(b"no library either")
     assert told().startswith(f"{field}, and {missing} can't be loaded")
+    missing.chmod(0o666)
+    assert told().startswith(f"{field}, and others may write to {missing}, so it is not loaded: build it")
     (tmp_path / "disk").rmdir()
     path = f"zero_optimization.offload_optimizer.nvme_path = '{tmp_path}/disk' ({on_nvme})"
     assert told() == f"{path}: there is no such folder; name one on an NVMe disk of every machine"
