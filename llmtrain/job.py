@@ -18,7 +18,7 @@ from llmtrain.errors import CheckpointError, EngineError
 from llmtrain.plan.compute import flops_per_token, peak_flops
 from llmtrain.plan.model_shape import shape_of
 from llmtrain.plan.plan import Plan, make_plan
-from llmtrain.plan.prepared import PreparedRun, prepare
+from llmtrain.plan.prepared import PreparedRun, has_begun, prepare
 from llmtrain.report.environment import device_name, source_digest, versions
 from llmtrain.report.run_folder import RunFolder, resolved_yaml
 from llmtrain.report.run_log import Speed
@@ -111,7 +111,10 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
 
         memory = torch.cuda.get_device_properties(world.local_rank % torch.cuda.device_count()).total_memory
         shape = shape_of(config.get_text_config())
-        plan = make_plan(prepared.loaded, world.size, device, device_memory=memory, shape=shape)
+        begun = has_begun(prepared.loaded)
+        plan = make_plan(
+            prepared.loaded, world.size, device, device_memory=memory, shape=shape, goes_on=begun
+        )
     return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world)
 
 

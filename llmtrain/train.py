@@ -214,9 +214,8 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, last_hang: str = 
     )
     run_log.last_saved = found.path if found else None
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
-    split = f"micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} data-parallel ranks"
     where = f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
-    run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {split}; {where}")
+    run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {batch.split}; {where}")
     if found is not None:
         run_log.note(f"going on from {found.path}")
     return run_log

@@ -62,6 +62,11 @@ def _number(environ: Mapping[str, str], names: tuple[str, ...], problems: list[P
     return None
 
 
+def may_restart(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun starts the ranks again when one or a machine is lost: in another world, it may be."""
+    return environ.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
+
+
 def world_from_environment(environ: Mapping[str, str]) -> World:
     """The world as torchrun, deepspeed, accelerate, slurm or mpi tell it; one rank when nobody does.
 

@@ -16,6 +16,7 @@ from llmtrain.config.load import LoadedRun
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.strategy import choose_template
 from llmtrain.config.template import Template, sift
+from llmtrain.config.world import may_restart
 from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
 from llmtrain.plan.memory import rows_that_fit
@@ -50,11 +51,14 @@ def make_plan(
     environ: Mapping[str, str] = os.environ,
     device_memory: int | None = None,
     shape: ModelShape | None = None,
+    goes_on: bool = False,
 ) -> Plan:
     """Plans a run on `world` ranks of `device` ("cpu" or "cuda").
 
     device_memory: bytes of one device, and shape: the model's sizes (default: what model.config says); with
-    both known, `batch.micro: auto` keeps within memory. Raises ConfigError with every problem.
+    both known, `batch.micro: auto` keeps within memory; goes_on: the run may have begun in another world, so
+    rows that these ranks can't share evenly are no mistake, as under torchrun's restarts. Raises ConfigError
+    with every problem.
     """
     assert device in ("cpu", "cuda"), f"no device {device!r}"
     template, problems = choose_template(loaded, environ)
@@ -77,7 +81,8 @@ def make_plan(
         most_rows = rows_that_fit(
             shape, trial, device_memory, seq_len=run.data.seq_len, recompute=run.recompute, **parts
         )
-    batch, loaded = _batch(loaded, template, topology, device, most_rows, problems)
+    goes_on = goes_on or may_restart(environ)
+    batch, loaded = _batch(loaded, template, topology, device, most_rows, goes_on, problems)
     schedule = _schedule(loaded, template, problems)
     if problems or batch is None or schedule is None:
         raise ConfigError(problems)
@@ -101,6 +106,7 @@ def _batch(
     topology: Topology,
     device: str,
     most_rows: int | None,
+    goes_on: bool,
     problems: list[Problem],
 ) -> tuple[BatchPlan | None, LoadedRun]:
     run = loaded.config
@@ -122,6 +128,7 @@ def _batch(
             pipeline=topology.pipeline,
             device=device,
             most_rows=most_rows,
+            pads=goes_on,
         )
     except ValueError as error:
         problems.append(batch_problem(loaded, template, topology, str(error)))

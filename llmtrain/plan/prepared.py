@@ -27,7 +27,7 @@ class PreparedRun:
 def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str) -> PreparedRun:
     """Reads the run, plans it and opens its data. Raises ConfigError or DataError; writes nothing."""
     loaded = load_run(path, overrides)
-    plan = make_plan(loaded, ranks, device)
+    plan = make_plan(loaded, ranks, device, goes_on=has_begun(loaded))
     data = plan.run.data
     batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
     evaluation = None
@@ -35,6 +35,11 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
         evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, data.mask_documents, data.packing)
     check_tokenizers(loaded, batches, evaluation)
     return PreparedRun(loaded, plan, batches, evaluation)
+
+
+def has_begun(loaded: LoadedRun) -> bool:
+    """Whether the run's folder has a checkpoint, of whatever world."""
+    return any(Path(loaded.config.folder).glob("checkpoints/step-*/COMMIT"))
 
 
 def check_tokenizers(loaded: LoadedRun, batches: Batches, evaluation: PackedRows | None) -> None:

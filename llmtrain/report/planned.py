@@ -18,6 +18,7 @@ from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 from llmtrain.plan.memory import USABLE, Memory, estimate
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
+from llmtrain.plan.prepared import has_begun
 from llmtrain.report.progress import duration, gibibytes
 
 # Memory of one device in bytes, by the names of plan.compute.PEAK_TFLOPS (vendors' data sheets).
@@ -141,8 +142,7 @@ class Planned:
             (
                 "step",
                 f"{batch.rows} rows × {run.data.seq_len} tokens = {plan.tokens_per_step:,} tokens\n"
-                f"{batch.rows} rows = micro {batch.micro} × accumulation {batch.accumulation} × {batch.dp} "
-                f"data-parallel ranks (micro: {plan.origins.get('batch.micro', '')})",
+                f"{batch.places} rows = {batch.split} (micro: {plan.origins.get('batch.micro', '')})",
             ),
             (
                 "run",
@@ -230,7 +230,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     loaded = load_run(path, overrides)
     kind, size = _device(device)
     unknown: list[str] = []
-    plan = make_plan(loaded, ranks, kind)
+    begun = has_begun(loaded)
+    plan = make_plan(loaded, ranks, kind, goes_on=begun)
     batches = _batches(plan, unknown)
     config = _model_config(loaded.config.model, unknown)
     new = loaded.config.model.config is not None
@@ -238,7 +239,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     if shape is None and new and batches is None:
         shape = shape_of(config, ASSUMED_VOCAB)
         unknown.append(f"vocabulary: taken as {ASSUMED_VOCAB:,} tokens until the dataset is built")
-    plan = make_plan(loaded, ranks, kind, device_memory=size, shape=shape)
+    plan = make_plan(loaded, ranks, kind, device_memory=size, shape=shape, goes_on=begun)
     memory = None
     if shape is not None:
         run = plan.run

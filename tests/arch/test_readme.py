@@ -127,11 +127,12 @@ def test_examples_load_as_they_stand(tmp_path: Path) -> None:
     assert set(type(trained).model_fields) == every_field, "the screen of configuration is not complete"
 
 
-def test_bad_input_is_answered_as_shown() -> None:
+def test_bad_input_is_answered_as_shown(tmp_path: Path) -> None:
     (block,) = (block for block in fenced("text") if block.startswith("$ "))
     for example in filter(None, block.split("$ ")):
         command, *answer = example.splitlines()
         words = [sys.executable, "-m", *command.split()]
+        words.insert(5, f"output_dir={tmp_path}")  # as if the demo had never run here
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert done.stderr.splitlines() == answer

@@ -116,7 +116,7 @@ def open_run(world: World, model: str, steps: int, **sections: Any) -> tuple[Any
 
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_run(run_file(folder, model, steps, **sections))
-        plan = make_plan(loaded, world.size, "cpu", environ={})
+        plan = make_plan(loaded, world.size, "cpu", environ={}, goes_on=True)
     return plan, open_engine(plan, hf_config(plan.run.model, VOCAB), world)
 
 

@@ -63,6 +63,35 @@ def test_what_does_not_divide_names_what_would(
         plan_batch(rows, dp, **others)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("rows", [1, 8, 97, 512])
+@pytest.mark.parametrize("dp", [1, 3, 8, 24])
+@pytest.mark.parametrize("others", [{}, {"micro": 7}, {"accumulation": 5}, {"pipeline": 2}, {"most_rows": 3}])
+def test_a_run_that_goes_on_is_shared_by_any_ranks(rows: int, dp: int, others: dict[str, int]) -> None:
+    batch, _ = plan_batch(rows, dp, pads=True, **others)  # type: ignore[arg-type]
+    assert (batch.rows, batch.dp) == (rows, dp)
+    assert rows <= batch.places
+    assert batch.micro <= others.get("micro", 16) or "accumulation" in others
+    assert batch.accumulation == others.get("accumulation", batch.accumulation)
+    if "accumulation" not in others:
+        assert batch.micro * (batch.accumulation - 1) < -(-rows // dp), "a micro-batch that no rank needs"
+    smaller = (batch.micro - 1) * batch.accumulation * dp
+    assert smaller < rows, "the same micro-batches could be smaller"
+
+
+@pytest.mark.parametrize("others", [{}, {"micro": 2}, {"accumulation": 4}, {"pipeline": 2}])
+def test_what_divides_is_shared_as_ever(others: dict[str, int]) -> None:
+    assert plan_batch(512, 8, pads=True, **others) == plan_batch(512, 8, **others)  # type: ignore[arg-type]
+
+
+def test_empty_places_are_told() -> None:
+    batch, reason = plan_batch(512, 24, seq_len=2048, most_rows=2, pads=True)
+    assert batch.split == (
+        "micro 2 × accumulation 11 × 24 data-parallel ranks, 22 places each: 16 of 528 are empty (3%)"
+    )
+    assert reason == "auto: fewest micro-batches of 22 rows within memory for 2 rows"
+    assert "empty" not in plan_batch(512, 32)[0].split
+
+
 def test_topology_shares_the_world() -> None:
     assert Topology(8, 2).dp == 4
     with pytest.raises(AssertionError, match="8 ranks don't divide into 3 stages"):

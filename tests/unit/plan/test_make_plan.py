@@ -60,6 +60,20 @@ def test_a_plan_holds_everything_and_says_why(run_file: Path) -> None:
     assert made == plan(run_file, 8, "cuda", "parallel.pipeline=2", "deepspeed=pipeline")
 
 
+@pytest.mark.parametrize("restarts", ["", "0", "3"])
+def test_only_ranks_that_torchrun_may_restart_can_have_unequal_shares(run_file: Path, restarts: str) -> None:
+    environ = {"TORCHELASTIC_MAX_RESTARTS": restarts}
+    if restarts != "3":
+        with pytest.raises(ConfigError, match="64 rows can't be shared by 24"):
+            make_plan(loaded(run_file), 24, "cuda", environ)
+        return
+    made = make_plan(loaded(run_file), 24, "cuda", environ)
+    assert (made.batch.rows, made.batch.micro, made.batch.places) == (64, 3, 72)
+    assert made.deepspeed["train_batch_size"] == 72, "DeepSpeed wants micro × accumulation × ranks"
+    assert made.tokens_per_step == 64 * 512, "empty places are no tokens"
+    assert made.origins["ds.train_batch_size"] == "run: batch.rows"
+
+
 def test_every_leaf_of_the_deepspeed_dict_has_an_origin(run_file: Path) -> None:
     made = plan(run_file, 4, "cuda", "deepspeed=zero3_offload")
 

@@ -9,6 +9,7 @@ from small_runs import SHAPE, write_run
 
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.plan.prepared import prepare
+from llmtrain.report.planned import planned
 from llmtrain.report.tensorboard import check_installed
 
 
@@ -19,6 +20,23 @@ def test_a_good_run_is_planned_and_its_data_open(tmp_path: Path, own_dataset: Pa
     assert prepared.evaluation is not None
     assert prepared.evaluation.count == 5
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_in_another_world_goes_on_with_its_rows(tmp_path: Path, own_dataset: Path) -> None:
+    run = write_run(tmp_path, own_dataset)
+    with pytest.raises(ConfigError, match="8 rows can't be shared by 3 data-parallel ranks"):
+        prepare(run, ["batch.rows=8"], 3, "cpu")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(ConfigError):  # a save that was killed is no checkpoint
+        prepare(run, ["batch.rows=8"], 3, "cpu")
+    (checkpoint / "COMMIT").touch()
+    prepared = prepare(run, ["batch.rows=8"], 3, "cpu")
+    assert (prepared.batches.at(0).count, prepared.plan.batch.places) == (8, 9)
+    text = planned(str(run), ["batch.rows=8"], 3, "cpu").as_text()
+    assert (
+        "9 rows = micro 3 × accumulation 1 × 3 data-parallel ranks, 3 places each: 1 of 9 are empty" in text
+    )
 
 
 def model_folder(folder: Path, dataset: Path) -> Path:
