@@ -87,7 +87,7 @@ ROWS = [
     Row("R19c", "no rank is slow: 5 engines", 20, processes.no_slow_rank),
     Row("R20", "the network between two machines is cut", 20, networks.cut_network, BEYOND),
     Row("R20b", "the network is bad, late or blocked: 5 ways × ZeRO 0 to 3", 20, networks.bad_network, WHOLE),
-    Row("R21", "asked to stop, in 13 ways", 65, processes.asked_to_stop, SECONDS),
+    Row("R21", "asked to stop, in 14 ways", 70, processes.asked_to_stop, SECONDS),
     Row("R22", "kill -9 of a layer of a launcher", 30, processes.killed_launcher, SECONDS),
     Row("R23", "the lock of a killed build", 10, processes.stale_lock, WHOLE),
     Row("R24", "one of 12 fields edited before a resume", 12, runs.edited),

@@ -67,9 +67,13 @@ class EngineError(LlmtrainError):
 
 
 class StopRequested(LlmtrainError):  # noqa: N818 - no error, a way to end
-    """The run was asked to stop (signal); it saved and can be resumed."""
+    """The run was asked to stop; it saved and goes on later. `whole`: on all machines, not only on one."""
 
     exit_status = 75
+
+    def __init__(self, message: str, whole: bool = False):
+        super().__init__(message)
+        self.whole = whole
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

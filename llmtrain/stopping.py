@@ -5,12 +5,14 @@ Any rank may be asked; the loop gathers all ranks' answers once a step, so that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from llmtrain.errors import StopRequested
 
@@ -49,9 +51,11 @@ class StopRequest:
         self._alone = False
 
     def watch(self, folder: Path) -> None:
-        """Looks for `folder`/STOP from now on; one that lies there already asked for the stop before."""
+        """Looks for `folder`/STOP from now on; one from before this process began asked another start."""
         self._file = folder / STOP_FILE
-        self._file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self._file.stat().st_mtime < _process_began():
+                self._file.unlink()
 
     def ask(self, why: str) -> None:
         """Asks for the stop; the first reason is the one that is told."""
@@ -59,16 +63,19 @@ class StopRequest:
 
     @property
     def asked(self) -> str:
-        """Why to stop, if somebody has asked for it; a time limit that is near at the start is no reason."""
+        """Why to stop, if somebody has asked for it; a time limit that is near at the start is no reason.
+
+        The STOP file is taken away as soon as it is heeded.
+        """
+        if not self._reason and self._file is not None and self._file.exists():
+            self._file.unlink(missing_ok=True)
+            self.ask(f"the file {self._file}")
         return self._reason
 
     @property
     def reason(self) -> str:
-        """Why to stop; the STOP file is taken away as soon as it is heeded."""
-        if not self._reason and self._file is not None and self._file.exists():
-            self._file.unlink(missing_ok=True)
-            self.ask(f"the file {self._file}")
-        if not self._reason and self._end is not None and time.time() > self._end - MARGIN_S:
+        """Why to stop, be it asked for or the time limit."""
+        if not self.asked and self._end is not None and time.time() > self._end - MARGIN_S:
             self.ask("the job's time limit is near")
         return self._reason
 
@@ -85,3 +92,22 @@ class StopRequest:
             self.ask(signal.Signals(number).name)
         elif number != signal.SIGUSR1 and now - self._asked_at > self.REPEAT_S:
             os._exit(128 + number)
+
+
+def agreed(reasons: Iterable[Any]) -> str:
+    """The first rank's reason to stop that has one, or an empty string."""
+    return next(filter(None, reasons), "")
+
+
+def stopped(why: str, when: str) -> StopRequested:
+    """What ends a run whose ranks agreed to stop. A signal may be for one machine only."""
+    whole = why not in {number.name for number in StopRequest.SIGNALS}
+    return StopRequested(f"stopped on request ({why}) {when}; the same command goes on", whole)
+
+
+def _process_began() -> float:
+    """When this process was started, as time.time() has it."""
+    ticks = int(
+        Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    )  # since the machine's start
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.secrets import redact
@@ -26,17 +27,18 @@ from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
 from llmtrain.engine.build_locks import lock_warnings
-from llmtrain.engine.supervisors import follow_launchers
+from llmtrain.engine.supervisors import end_restarts, follow_launchers
 from llmtrain.engine.watchdog import START_UP, Watchdog, watching
 from llmtrain.errors import EngineError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
+from llmtrain.held_out import HeldOut, evaluation_missing
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
 from llmtrain.plan.plan import Plan
 from llmtrain.report.environment import device_name, versions
 from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
-from llmtrain.stopping import StopRequest
+from llmtrain.stopping import StopRequest, agreed, stopped
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
@@ -57,6 +59,7 @@ def train(
     health: Health,
     watch: Watchdog,
     start: int = 0,
+    evaluate_first: bool = True,
 ) -> None:
     """Runs the steps `start … plan.schedule.steps`; the last step, and the one a stop follows, are committed.
 
@@ -64,15 +67,13 @@ def train(
     checkpoint does not help or a save that matters is lost.
     """
     steps, run = plan.schedule.steps, plan.run
-    if start == 0 and evaluation is not None:
-        watch.enter("evaluation", 0)
-        run_log.evaluated(0, engine.evaluate(evaluation))
+    held_out = HeldOut(plan, evaluation, engine, run_log, stop, watch)
+    if evaluate_first:
+        held_out.evaluate_first(start)
     step, owed = start, False
     while step < steps:
         done, began = step + 1, time.perf_counter()
-        lr = plan.schedule.lr(
-            int(engine.scalars()["updates"])
-        )  # a step without an update does not advance it
+        lr = plan.schedule.lr(int(engine.scalars()["updates"]))  # without an update it does not advance
         result = fault = None
         watch.enter("training", done)
         if not health.passes_over(done):
@@ -82,7 +83,7 @@ def train(
         busy = engine.busy_s() if result is not None else 0.0
         votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
         stops, memories, states, works = zip(*votes, strict=True)
-        stopping = next(filter(None, stops), "")
+        stopping = agreed(stops)
         if result is None:
             run_log.passed_over(done)
         else:
@@ -92,9 +93,9 @@ def train(
         saver.settle(list(states))
         last = done == steps
         owed = owed or _due(done, run.checkpoint.every)
-        if fault is None and evaluation is not None and (last or _due(done, run.eval.every)):
-            watch.enter("evaluation", done)
-            run_log.evaluated(done, engine.evaluate(evaluation))
+        unevaluated = fault is None and held_out.due(done)
+        if unevaluated and not stopping:
+            stopping, unevaluated = held_out.evaluate(done)
         if fault is None and (last or stopping or (owed and result is not None and not health.doubtful)):
             watch.enter("saving", done)
             fault, owed = _save(saver, run_log, done, wait=last or bool(stopping)), False
@@ -102,9 +103,8 @@ def train(
             watch.enter("going back", done)
             step, owed = health.go_back(fault, run_log, saver, engine.comm), False
             continue
-        if stopping and not last:
-            asked = f"stopped on request ({stopping}) after step {done} of {steps}"
-            raise StopRequested(f"{asked}; the same command goes on")
+        if stopping and (unevaluated or not last):
+            raise stopped(stopping, f"after step {done} of {steps}")
         step = done
 
 
@@ -130,9 +130,9 @@ def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:
 
 def heed(stop: StopRequest, comm: Comm) -> None:
     """Ends a run whose first step has not begun: there is nothing to save, and opening can take minutes."""
-    asked = next(filter(None, comm.gather(stop.asked)), "")
+    asked = agreed(comm.gather(stop.asked))
     if asked:
-        raise StopRequested(f"stopped on request ({asked}) before a step was made; the same command goes on")
+        raise stopped(asked, "before a step was made")
 
 
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
@@ -146,7 +146,7 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         check_agreement(comm, job)
         heed(stop, comm)
         watch.enter(START_UP, 0, more_s=WAIT_S)
-        with sole_start(job.folder.path, comm):
+        with sole_start(job.folder.path, comm, lambda: stop.asked):
             _run_alone(job, comm, resume, stop, watch)
 
 
@@ -161,14 +161,18 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
     warn(lock_warnings(), comm.rank)
-    run_log, cause = open_log(job, comm.rank == 0, found, last_hang), ""
+    step, steps = found.step if found else 0, job.plan.schedule.steps
+    missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
+    evaluate_first = bool(comm.broadcast(missing))
+    left = step < steps or evaluate_first
+    run_log, cause = open_log(job, comm.rank == 0, found, left, last_hang), ""
     if comm.rank == 0:
         stop.watch(job.folder.path)
     try:
-        if found is not None and found.step >= job.plan.schedule.steps:
+        if found is not None and not left:
             run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
         else:
-            work(job, comm, run_log, found, stop, watch)
+            work(job, comm, run_log, found, stop, watch, evaluate_first)
             cause = "finished"
     except StopRequested as request:
         cause = str(request).partition(";")[0]
@@ -188,8 +192,11 @@ def warn(warnings: Sequence[str], rank: int) -> None:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def open_log(job: Job, writes: bool, found: Checkpoint | None, last_hang: str = "") -> RunLog:
-    """The run folder's files and the display; the first lines say what is about to happen."""
+def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_hang: str) -> RunLog:
+    """The run folder's files and the display; the first lines say what is about to happen.
+
+    `left`: there is something to do, so this start is one for the ledger.
+    """
     plan, batch = job.plan, job.plan.batch
     step, tokens = (found.step, found.manifest.tokens) if found else (0, 0)
     known = text_bytes(job.evaluation, job.batches.tokenizer_folder) if job.evaluation and writes else None
@@ -209,7 +216,7 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, last_hang: str = 
         speed=job.speed(),
         eval_bytes=known,
         writes=writes,
-        about=about if step < plan.schedule.steps else None,
+        about=about if left else None,
         last_hang=last_hang,
     )
     run_log.last_saved = found.path if found else None
@@ -222,7 +229,13 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, last_hang: str = 
 
 
 def work(
-    job: Job, comm: Comm, run_log: RunLog, found: Checkpoint | None, stop: StopRequest, watch: Watchdog
+    job: Job,
+    comm: Comm,
+    run_log: RunLog,
+    found: Checkpoint | None,
+    stop: StopRequest,
+    watch: Watchdog,
+    evaluate_first: bool,
 ) -> None:
     """Opens the engine, gives it its state, trains."""
     from llmtrain import checkpoint
@@ -252,9 +265,6 @@ def work(
             )
         return job.facts(step, tokens, probe)
 
-    def find() -> Checkpoint | None:
-        return checkpoint.newest(job.folder.path, comm=comm)
-
     watch.enter(START_UP, 0, more_s=reading_s(job.folder))
     if found is not None:
         load(found)
@@ -265,12 +275,15 @@ def work(
     saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
     history: Any = comm.broadcast(run_log.history())
     run_log.hosts = comm.gather(socket.gethostname())
-    health = Health(plan.run.health, history, find, load)
+    health = Health(plan.run.health, history, partial(checkpoint.newest, job.folder.path, comm=comm), load)
     try:
         heed(stop, comm)
-        train(plan, engine, job.batches, job.evaluation, run_log, saver, stop, health, watch, start)
-    except StopRequested:
-        engine.close()  # all ranks agreed on it, so all are here
+        rows = job.evaluation
+        train(plan, engine, job.batches, rows, run_log, saver, stop, health, watch, start, evaluate_first)
+    except StopRequested as request:  # all ranks agreed on it, so all are here
+        if request.whole:
+            end_restarts(comm, job.world.local_rank)
+        engine.close()
         raise
     except EngineError as error:
         raise EngineError(f"{error}. Last good checkpoint: {run_log.last_saved or 'none'}") from error

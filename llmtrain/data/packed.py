@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -88,6 +88,11 @@ class PackedRows:
         """UTF-8 bytes of text per token: the mean of the datasets', weighted by rows."""
         each = np.array([dataset.bytes_per_token for dataset in self.datasets])
         return float(each[self.source].mean())
+
+    def parts(self, rows: int) -> list[PackedRows]:
+        """The same rows, at most `rows` at a time."""
+        starts = range(0, self.count, rows)
+        return [replace(self, source=self.source[at:][:rows], row=self.row[at:][:rows]) for at in starts]
 
     def read(self, start: int, stop: int) -> RowArrays:
         """Rows `start` to `stop` (exclusive) as arrays. Raises DataError for an id outside the vocabulary."""

@@ -11,6 +11,10 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmtrain.engine.seam import Comm
 
 POLL_S = 1.0
 GRACE_S = 7.0  # to save in: together with the poll less than the 10 s in which no orphan may be left
@@ -43,6 +47,20 @@ def launchers_above(pid: int) -> list[tuple[int, str]]:
             break
         found.append((pid, above[1]))
     return found
+
+
+def end_restarts(comm: Comm, local_rank: int) -> None:
+    """Asks torchrun to end too when it would start the ranks again: any status but 0 is a failure to it.
+
+    Called on every rank before one ends. The agent passes the request on, and waits for the ranks it has.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) <= 0:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the agent passes on is no second request
+    comm.barrier()
+    above = launchers_above(os.getpid())
+    if above and local_rank == 0:
+        os.kill(above[0][0], signal.SIGTERM)
 
 
 def _follow(above: list[tuple[int, str]]) -> None:

@@ -13,13 +13,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import InputError
 from llmtrain.report.run_folder import PRIVATE_FOLDER
+from llmtrain.stopping import agreed, stopped
 
 if TYPE_CHECKING:
     from llmtrain.engine.seam import Comm
@@ -32,57 +33,76 @@ log = logging.getLogger("llmtrain")
 
 
 @contextmanager
-def sole_start(folder: Path, comm: Comm, wait_s: float = WAIT_S) -> Iterator[None]:
+def sole_start(
+    folder: Path, comm: Comm, asked: Callable[[], str] = str, wait_s: float = WAIT_S
+) -> Iterator[None]:
     """Rank 0 holds the run folder, made if need be, while this lasts. Every rank calls it.
 
     Waits for another start to let go; raises InputError on all ranks when it does not, naming it, or when the
-    folder can't be written. Where the file system has no locks, a warning in the log is all.
+    folder can't be written, StopRequested when one of them is `asked` to stop meanwhile. Where the file
+    system has no locks, a warning in the log is all.
     """
-    descriptor, failure = -1, ""
-    if comm.rank == 0:
-        try:
-            folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-            failure = _take(descriptor, folder, wait_s)
-        except OSError as error:
-            failure = f"output_dir = {folder}: can't be written ({error.strerror})"
-    failure = str(comm.broadcast(failure))
+    lock = _Lock(folder, wait_s) if comm.rank == 0 else None
     try:
-        if failure:
-            raise InputError(failure)
+        while True:
+            votes: list[Any] = comm.gather([lock.take() if lock else None, asked()])
+            waits, failure = votes[0][0]
+            if failure:
+                raise InputError(failure)
+            if why := agreed(vote for _, vote in votes):
+                raise stopped(why, "before a step was made")
+            if not waits:
+                break
+            time.sleep(_POLL_S)
         yield
     finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+        if lock:
+            lock.close()
 
 
-def _take(descriptor: int, folder: Path, wait_s: float) -> str:
-    """Empty once the lock is ours, or there is none; else who has it."""
-    end = time.monotonic() + wait_s
-    told = False
-    while True:
+class _Lock:
+    """The lock of one run folder, for the one rank that takes it."""
+
+    def __init__(self, folder: Path, wait_s: float):
+        self._folder, self._end = folder, time.monotonic() + wait_s
+        self._descriptor, self._told = -1, False
+
+    def take(self) -> tuple[bool, str]:
+        """Whether to wait and come again, and why that would not help; ours, or there is none: neither."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = self._holder()
+        except OSError as error:
+            return False, f"output_dir = {self._folder}: can't be written ({error.strerror})"
+        if holder and time.monotonic() > self._end:
+            fix = "stop that run first, or give this one another output_dir"
+            return False, f"output_dir = {self._folder} is in use by {holder}: {fix}"
+        if holder and not self._told:
+            print(f"waiting for {self._folder}, in use by {holder}", file=sys.stderr, flush=True)
+            self._told = True
+        return bool(holder), ""
+
+    def _holder(self) -> str:
+        """Empty once the lock is ours, or there is none; else who has it."""
+        if self._descriptor < 0:
+            self._folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self._folder / LOCK, flags, 0o640)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                log.warning("%s has no file locks: nothing keeps a second start out of it", folder)
+                log.warning("%s has no file locks: nothing keeps a second start out of it", self._folder)
                 return ""
             if error.errno != errno.EAGAIN:
                 raise
-        else:
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.ftruncate(descriptor, 0)
-            os.pwrite(
-                descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0
-            )
-            return ""
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another start"
-        if time.monotonic() > end:
-            return (
-                f"output_dir = {folder} is in use by {holder}: stop that run first, or give this one another "
-                "output_dir"
-            )
-        if not told:
-            print(f"waiting for {folder}, in use by {holder}", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(_POLL_S)
+            return os.pread(self._descriptor, 200, 0).decode(errors="replace") or "another start"
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(self._descriptor, 0)
+        ours = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        os.pwrite(self._descriptor, ours.encode(), 0)
+        return ""
+
+    def close(self) -> None:
+        """Lets go."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)

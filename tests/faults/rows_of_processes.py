@@ -24,6 +24,7 @@ LEAST_MEET_S = 60.0  # as llmtrain.engine.environment has it
 WITHIN_S = 10.0  # after a death, and beyond the limit of the watchdog
 LONG = {"schedule": {"steps": ENDLESS}, "checkpoint": {"every": 200}, "eval": {"rows": 5, "every": 0}}
 PHASES = ("forward", "backward", "update", "saving", "evaluation", "loading")
+FOREIGN = ("torchrun", "deepspeed", "accelerate")
 DEATHS = ("kill", "exception", "exit 0", "memory")
 
 
@@ -167,6 +168,7 @@ def _report(run: Path) -> list[str]:
     return account(run.parent / "run").as_text().splitlines()
 
 
+RESTARTS = "STOP under torchrun --max-restarts 3"
 SIGNALS = (
     "launcher",
     "one rank",
@@ -181,6 +183,7 @@ SIGNALS = (
     "torchrun",
     "deepspeed",
     "accelerate",
+    RESTARTS,
 )
 
 
@@ -192,8 +195,9 @@ def asked_to_stop(lab: Lab, number: int, draw: random.Random) -> Outcome:
         changes = {**LONG, "checkpoint": {"every": 1}}
     run = lab.run(**changes)
     limit = {"SLURM_JOB_END_TIME": str(int(time.time()) + 180 + 30)} if how == "limit" else {}
-    launcher = how if how in ("torchrun", "deepspeed", "accelerate") else "own"
-    with Started(run, launcher, environment=limit) as started:
+    launcher = how if how in FOREIGN else "torchrun" if how == RESTARTS else "own"
+    options = ("--max-restarts", "3") if how == RESTARTS else ()
+    with Started(run, launcher, environment=limit, options=options) as started:
         if how == "start-up":
             broken = started.wait_for(lambda: len(started.ranks()) == 2, "two ranks")
             time.sleep(draw.uniform(0.5, 4))
@@ -209,7 +213,7 @@ def asked_to_stop(lab: Lab, number: int, draw: random.Random) -> Outcome:
 
 def _ask(started: Started, how: str) -> None:
     number = signal.SIGUSR1 if how == "USR1" else signal.SIGTERM
-    if how == "STOP":
+    if how in ("STOP", RESTARTS):
         (started.run.parent / "run" / "STOP").touch()
     elif how == "one rank":
         os.kill(started.ranks()[1], number)
@@ -227,10 +231,12 @@ def stopped_well(run: Path, status: int | None, seconds: float, said: str, how: 
     """What is wrong with a run that was asked to stop."""
     if how == "twice":  # the commit may have been made, or not
         return "" if status not in (0, None) else f"the exit status is {status}: {said[-500:]}"
-    if how in ("torchrun", "deepspeed", "accelerate"):  # their own status, which we can't choose
+    if how in (*FOREIGN, RESTARTS):  # their own status, which we can't choose
         status = 75 if status not in (0, None) else status
     if status != 75:
         return f"the exit status is {status}: {said[-500:]}"
+    if how == RESTARTS and len(ledger(run)["starts"]) != 1:
+        return f"{len(ledger(run)['starts'])} starts"
     if seconds > 25 and how != "limit":
         return f"it took {seconds:.0f} s"
     done = losses(run)

@@ -11,7 +11,7 @@ import pytest
 import rows_of_processes as processes
 import rows_of_runs as runs
 import rows_of_state as state
-from whole_runs import Lab, committed, losses
+from whole_runs import Lab, committed, evaluations, losses
 
 Row = Callable[[Lab, int, random.Random], state.Outcome]
 SEED = 4
@@ -59,9 +59,21 @@ def test_a_slow_rank_is_named_and_nobody_once_it_has_recovered(lab: Lab) -> None
     assert not broken(by_far, lab, 1)
 
 
-@pytest.mark.parametrize("how", ["one rank", "STOP"])
+@pytest.mark.parametrize("how", ["one rank", processes.RESTARTS])
 def test_a_stop_is_one_agreed_checkpoint_and_status_75(lab: Lab, how: str) -> None:
     assert not broken(processes.asked_to_stop, lab, processes.SIGNALS.index(how))
+
+
+def test_a_stop_in_an_evaluation_leaves_it_to_the_resumed_run(lab: Lab) -> None:
+    changes = {**state.KILLED, "deepspeed": "zero1"}
+    golden, run = lab.golden(**changes), lab.run(**changes)
+    said = lab.forked(run, fault={"rank": 1, "place": "evaluation", "step": 8, "kind": "ask"})
+    assert "ended with 75" in said and "stopped on request (SIGTERM) after step 8 of 24" in said
+    assert committed(run)[-1] == 8 and [step for step, _ in evaluations(run)] == [0]
+    assert not lab.forked(run)
+    assert [step for step, _ in evaluations(run)] == [0, 8, 16, 24]
+    assert evaluations(run) == evaluations(golden)
+    assert not state.differs(run, golden)
 
 
 def test_a_stop_before_the_first_step_waits_for_none(lab: Lab) -> None:

@@ -93,6 +93,12 @@ def losses(run: Path) -> list[tuple[int, str, str, int]]:
     return [(r["step"], repr(r["loss"]), repr(r["grad_norm"]), r["tokens"]) for r in records if "loss" in r]
 
 
+def evaluations(run: Path) -> list[tuple[int, str]]:
+    """Step and loss of each evaluation that stands in the run's metrics, to the last bit."""
+    records = read_metrics(run.parent / "run" / "metrics.jsonl")
+    return [(r["step"], repr(r["eval_loss"])) for r in records if "eval_loss" in r]
+
+
 def committed(run: Path) -> list[int]:
     """Steps of the checkpoints that count."""
     return sorted(int(path.parent.name[-8:]) for path in run.parent.glob("run/checkpoints/step-*/COMMIT"))

@@ -129,6 +129,19 @@ def test_held_out_rows_are_spread_evenly_and_never_more_than_there_are(tmp_path)
     assert rows.bytes_per_token == 3.0
 
 
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_the_parts_of_held_out_rows_are_the_rows(tmp_path, mask, packing):
+    sources = [dataset(tmp_path / str(seed), seed=seed)[0] for seed in (1, 2)]
+    rows = held_out(sources, 16, 11, mask, packing)
+    whole, parts = rows.read(0, 11), rows.parts(4)
+    assert [part.count for part in parts] == [4, 4, 3]
+    assert sum(part.valid_tokens for part in parts) == rows.valid_tokens
+    for name in ("tokens", "labels", "positions"):
+        read = [getattr(part.read(0, part.count), name) for part in parts]
+        assert np.array_equal(np.concatenate(read), getattr(whole, name)), name
+
+
 def test_held_out_rows_are_shared_by_weight_and_a_short_source_is_made_up_for(tmp_path):
     long, _ = dataset(tmp_path / "a", longest=300)
     short = DataSource(path=str(make_dataset(tmp_path / "b", {"train": [[list(range(40))]]})))

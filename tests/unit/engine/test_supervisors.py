@@ -18,14 +18,25 @@ above = follow_launchers()
 pathlib.Path(sys.argv[1]).write_text(f"{__import__('os').getpid()} {len(above)}")
 time.sleep(60)
 """
+STOPPED_RANK = """
+import os, pathlib, sys, time
+from llmtrain.engine.supervisors import end_restarts
+class Comm:
+    def barrier(self): pass
+end_restarts(Comm(), int(sys.argv[2]))
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} 0")
+time.sleep(60)
+"""
 LAYER = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
 
 
-def started(tmp_path: Path, layers: list[str]) -> tuple[subprocess.Popen[bytes], int, int]:
+def started(
+    tmp_path: Path, layers: list[str], program: str = RANK, *words: str
+) -> tuple[subprocess.Popen[bytes], int, int]:
     """A rank below `layers`, outermost first: (outermost process, rank's id, launchers it follows)."""
     rank, told = tmp_path / "rank.py", tmp_path / "told"
-    rank.write_text(RANK)
-    command = [sys.executable, str(rank), str(told)]
+    rank.write_text(program)
+    command = [sys.executable, str(rank), str(told), *words]
     for name in reversed(layers):
         if name == "sh":
             command = ["sh", "-c", f"{' '.join(command)} & wait"]
@@ -83,3 +94,24 @@ def test_a_shell_that_goes_away_takes_no_run_with_it(tmp_path: Path) -> None:
         assert lives(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("layer", "restarts", "local_rank", "ends"),
+    [("torchrun", 3, 0, True), ("torchrun", 3, 1, False), ("torchrun", 0, 0, False), ("layer", 3, 0, False)],
+)
+def test_a_launcher_that_would_restart_the_ranks_is_ended_once_on_each_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str, restarts: int, local_rank: int, ends: bool
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
+    process, pid, _ = started(tmp_path, [layer], STOPPED_RANK, str(local_rank))
+    try:
+        if ends:
+            assert process.wait(30) == -signal.SIGTERM
+            os.kill(pid, signal.SIGTERM)  # as the agent does: no second request
+        time.sleep(0.3)
+        assert lives(pid) and (process.poll() is None) is not ends
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()

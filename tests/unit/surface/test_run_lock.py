@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from small_runs import AloneComm
 
-from llmtrain.errors import InputError
+from llmtrain.errors import InputError, StopRequested
 from llmtrain.report.run_lock import LOCK, sole_start
 
 
@@ -55,6 +55,29 @@ def test_it_waits_for_a_start_that_ends(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"waiting for {tmp_path}, in use by process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_asked_for_while_it_waits_ends_all_ranks_at_once(tmp_path: Path, rank: int) -> None:
+    comm, polls = AloneComm(), [""] * 3 + ["SIGTERM"] * 9
+
+    class Two(AloneComm):
+        size = 2
+
+        def gather(self, value: object) -> list[object]:
+            return [value, [None, polls.pop(0) if rank == 1 else ""]]
+
+    def asked() -> str:
+        return polls.pop(0) if rank == 0 else ""
+
+    told = r"stopped on request \(SIGTERM\) before a step was made; the same command goes on"
+    with (
+        sole_start(tmp_path, comm),
+        pytest.raises(StopRequested, match=told),
+        sole_start(tmp_path, Two(), asked, wait_s=3600),
+    ):
+        raise AssertionError("it came in")
+    assert len(polls) == 8
+
+
 def test_a_killed_start_holds_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready = context.Event()
@@ -71,8 +94,8 @@ def test_all_ranks_hear_of_it(tmp_path: Path) -> None:
     class Other(AloneComm):
         rank, size = 1, 2
 
-        def broadcast(self, value: object) -> object:
-            return "rank 0 could not"
+        def gather(self, value: object) -> list[object]:
+            return [[[False, "rank 0 could not"], ""], value]
 
     with pytest.raises(InputError, match="rank 0 could not"), sole_start(tmp_path, Other()):
         raise AssertionError("it came in")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest
+from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest, stopped
 
 
 @pytest.fixture
@@ -56,9 +56,11 @@ def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.Monke
 
 def test_the_stop_file_is_heeded_once_and_an_old_one_is_not(tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
+    os.utime(tmp_path / "STOP", (time.time() - 30 * 86400,) * 2)  # no test process is so old
     stop = StopRequest({})
     stop.watch(tmp_path)
     assert stop.reason == "", "it asked for the stop before this start"
+    assert not (tmp_path / "STOP").exists()
     (tmp_path / "STOP").touch()
     assert stop.reason == f"the file {tmp_path / 'STOP'}"
     assert not (tmp_path / "STOP").exists(), "the next start is not to find it"
@@ -70,3 +72,16 @@ def test_the_time_limit_of_the_job_is_a_request_in_time() -> None:
     assert StopRequest({END_TIME: near}).reason == "the job's time limit is near"
     assert StopRequest({END_TIME: far}).reason == ""
     assert StopRequest({END_TIME: "unknown"}).reason == ""
+
+
+def test_a_stop_file_made_while_this_start_opens_is_heeded_before_a_step(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    stop = StopRequest({END_TIME: str(int(time.time()))})
+    assert stop.asked == "", "another start may train in that folder, and the file is for that one"
+    stop.watch(tmp_path)
+    assert stop.asked == f"the file {tmp_path / 'STOP'}"
+
+
+def test_a_signal_may_be_for_one_machine_all_else_is_for_the_run() -> None:
+    assert not any(stopped(number.name, "now").whole for number in StopRequest.SIGNALS)
+    assert stopped("the file run/STOP", "now").whole and stopped("the job's time limit is near", "now").whole
