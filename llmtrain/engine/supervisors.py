@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtrain.config.world import may_restart
+
 if TYPE_CHECKING:
     from llmtrain.engine.seam import Comm
 
@@ -54,7 +56,7 @@ def end_restarts(comm: Comm, local_rank: int) -> None:
 
     Called on every rank before one ends. The agent passes the request on, and waits for the ranks it has.
     """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) <= 0:
+    if not may_restart(os.environ):
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the agent passes on is no second request
     comm.barrier()
