@@ -11,17 +11,20 @@ import random
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import checkpoint_faults
 import rank_save_kills
-from whole_runs import Lab, committed, ledger, losses, weights
+from whole_runs import DROPOUT, ENGINES, Lab, committed, ledger, losses, weights
 from worlds import RankFailedError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 import test_checkpoints as elastic  # noqa: E402
 import test_resume as resume  # noqa: E402
+
+from llmtrain.report.metrics import read_metrics  # noqa: E402
 
 EVERY = 3
 KILLED = {
@@ -35,30 +38,40 @@ KILLED = {
 class Outcome:
     """One trial: which promise broke (or nothing), a figure of which the largest is told, what was tried.
 
-    `note` is something to be told that no promise covers.
+    `note` is something to be told that no promise covers; `kills` are those of a chain of starts.
     """
 
     broken: str = ""
     worst: float = 0.0
     cell: str = ""
     note: str = ""
+    kills: int = 0
 
 
 class NotHereError(Exception):
     """The row can't be run on this machine, and why."""
 
 
+def start_again(lab: Lab, run: Path, ranks: int = 2, limit_s: float = 240) -> tuple[str, str, int]:
+    """How the start failed, if it did; whether it was not from the newest commit; steps trained again."""
+    last, before = max(committed(run), default=0), len(_starts(run))
+    said = lab.forked(run, ranks, limit_s=limit_s)
+    new = _starts(run)[before:]  # none when it was killed too early, or nothing is left to do
+    wrong = [start["from_step"] for start in new if start["from_step"] != last]
+    broken = f"it went on from step {wrong[0]}, though {last} was committed" if wrong else ""
+    return said, broken, sum(start["lost_steps"] for start in new)
+
+
+def _starts(run: Path) -> list[dict[str, Any]]:
+    return ledger(run)["starts"] if (run.parent / "run" / "ledger.json").exists() else []
+
+
 def goes_on(lab: Lab, run: Path, golden: Path, ranks: int = 2) -> Outcome:
     """The run is started again: from its last commit, to the same end, to the last bit."""
-    last = max(committed(run), default=0)
-    said = lab.forked(run, ranks)
+    said, broken, lost = start_again(lab, run, ranks)
     if said:
         return Outcome(f"it does not go on: {said[-600:]}")
-    starts = ledger(run)["starts"]
-    lost = starts[-1]["lost_steps"] if starts else 0
-    if len(starts) > 1 and starts[-1]["from_step"] != last:
-        return Outcome(f"it went on from step {starts[-1]['from_step']}, though {last} was committed")
-    return Outcome(differs(run, golden), lost)
+    return Outcome(broken or differs(run, golden), lost)
 
 
 def differs(run: Path, golden: Path) -> str:
@@ -70,20 +83,37 @@ def differs(run: Path, golden: Path) -> str:
     return "" if weights(run) == weights(golden) else "the final weights differ"
 
 
-def _seconds(lab: Lab, golden: Path) -> float:
-    """About how long the undisturbed run took, from its ledger."""
+def _moment(golden: Path, last: int, draw: random.Random) -> float:
+    """So many seconds after a start from step `last` its ranks are killed: anywhere in what it takes."""
     (start,) = ledger(golden)["starts"]
-    return float(start["ended"]["at"] - start["at"]) + 1.0
+    records = read_metrics(golden.parent / "run" / "metrics.jsonl")
+    done = sum(record["step_s"] for record in records if "loss" in record and record["step"] <= last)
+    return draw.uniform(0, start["ended"]["at"] - start["at"] + 1.0 - done)
 
 
-def killed_anywhere(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R1: all ranks get SIGKILL at a random moment from their start on; then the run goes on."""
-    stage = number % 4
-    changes = {**KILLED, "deepspeed": f"zero{stage}"}
-    golden = lab.golden(**changes)
-    run = lab.run(**changes)
-    lab.forked(run, limit_s=draw.uniform(0, _seconds(lab, golden)))
-    return goes_on(lab, run, golden)
+def killed_anywhere(lab: Lab, number: int, draw: random.Random, most_kills: int = 1) -> Outcome:
+    """R1: all ranks get SIGKILL at a random moment of their start; so again and again; then the run goes on.
+
+    Dropout, in every kind of engine. Each start is from the newest commit, also one that is killed.
+    """
+    engine, precision = ENGINES[number % len(ENGINES)], ("fp32", "bf16")[number // len(ENGINES) % 2]
+    changes = {**KILLED, **engine, "precision": precision, "model": {"config": DROPOUT}}
+    golden, run, worst, kills = lab.golden(**changes), lab.run(**changes), 0, 0
+    cell = f"{engine['deepspeed']} {precision}"
+    for _ in range(draw.randint(1, most_kills)):
+        limit_s = _moment(golden, max(committed(run), default=0), draw)
+        said, broken, lost = start_again(lab, run, limit_s=limit_s)
+        worst = max(worst, lost)
+        if not broken and said and "no end after" not in said:
+            broken = f"it ended before it was killed: {said[-600:]}"
+        if broken or not said:
+            break
+        kills += 1
+    end = Outcome(broken) if broken else goes_on(lab, run, golden)
+    worst = max(worst, end.worst)
+    if not end.broken and worst > 2 * EVERY:  # one save is under way at most
+        return Outcome(f"{worst:.0f} steps were trained again", worst, cell, kills=kills)
+    return replace(end, worst=worst, cell=f"{cell}, {kills} killed", kills=kills)
 
 
 def killed_in_save(lab: Lab, number: int, draw: random.Random) -> Outcome:
@@ -153,7 +183,7 @@ def preempted_again_and_again(lab: Lab, number: int, draw: random.Random, steps:
         worst = max(worst, start["lost_steps"])
         if not said:
             break
-    return Outcome(differs(run, golden), worst, cell=f"{chain} starts")
+    return Outcome(differs(run, golden), worst, f"{chain} starts", kills=chain - 1)
 
 
 def resumed_cell(lab: Lab, number: int, draw: random.Random) -> Outcome:

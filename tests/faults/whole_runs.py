@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "surface"))
-from small_runs import ROOT, build_dataset, write_run  # noqa: E402
+from small_runs import ROOT, SHAPE, build_dataset, write_run  # noqa: E402
 from worlds import RankFailedError, Worlds  # noqa: E402
 
 from llmtrain.report.metrics import read_metrics  # noqa: E402
@@ -33,6 +33,12 @@ ENGINES = [
     *[{"deepspeed": f"zero{stage}"} for stage in range(4)],
     {"deepspeed": "pipeline", "parallel": {"pipeline": 2}},
 ]
+DROPOUT = {  # a model with it
+    **{key: value for key, value in SHAPE.items() if key != "num_key_value_heads"},
+    "model_type": "gpt_neox",
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+}
 
 
 class Lab:
