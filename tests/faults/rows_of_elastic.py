@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rows_of_state import KILLED, Outcome, differs
+from rows_of_state import KILLED, Outcome, differs, same_rows
 from whole_runs import Lab, Started, committed, free_port, ledger, losses
 
 STEPS = 80
@@ -160,8 +160,8 @@ def _sources(lab: Lab) -> dict[str, object]:
 
 
 def _apart(run: Path, golden: Path) -> float:
-    """The largest distance of a loss; infinite unless every step and its tokens are there once."""
-    ours, theirs = losses(run), losses(golden)
-    if [(step, tokens) for step, _, _, tokens in ours] != [(step, tokens) for step, _, _, tokens in theirs]:
+    """The largest distance of a loss; infinite unless every step, its tokens and its lr are there once."""
+    if not same_rows(run, golden):
         return float("inf")
-    return max(abs(float(a[1]) - float(b[1])) for a, b in zip(ours, theirs, strict=True))
+    pairs = zip(losses(run), losses(golden), strict=True)
+    return max(abs(float(ours[1]) - float(theirs[1])) for ours, theirs in pairs)

@@ -20,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from rows_of_processes import HANG_S, LONG
+from rows_of_processes import HANG_S, LONG, WITHIN_S
 from rows_of_state import KILLED, NotHereError, Outcome
 from whole_runs import BIN, ROOT, Lab, free_port, losses
 
@@ -156,7 +156,12 @@ class Machines:
 
 def said(run: Path) -> str:
     """What both ranks said."""
-    return "".join(path.read_text() for path in sorted(run.parent.glob("said-?")))
+    return "".join(_said(run, rank) for rank in range(2))
+
+
+def _said(run: Path, rank: int) -> str:
+    path = run.parent / f"said-{rank}"
+    return path.read_text() if path.exists() else ""
 
 
 def cut_network(lab: Lab, number: int, draw: random.Random) -> Outcome:
@@ -174,8 +179,10 @@ def cut_network(lab: Lab, number: int, draw: random.Random) -> Outcome:
         began = time.monotonic()
         statuses = machines.end(120)
         seconds = time.monotonic() - began - HANG_S
-    broken = "" if statuses == [1, 1] and "error" in said(run) else f"statuses {statuses}: {said(run)[-500:]}"
-    return Outcome(broken, seconds, strategy)
+    told = ["error" in _said(run, rank) for rank in range(2)]
+    if statuses != [1, 1] or not all(told):
+        return Outcome(f"statuses {statuses}, told by {told}: {said(run)[-500:]}", cell=strategy)
+    return Outcome(f"{seconds:.0f} s late" if seconds > WITHIN_S else "", seconds, strategy)
 
 
 BAD_NETWORKS = ("loses 5 %", "takes 200 ms", "is away for 3 s", "comes late", "is blocked")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rows_of_state import KILLED, Outcome, differs
+from rows_of_state import KILLED, Outcome, differs, goes_on
 from whole_runs import ENDLESS, ENGINES, Lab, Started, committed, ledger, losses
 
 from llmtrain.report.account import account
@@ -21,6 +21,7 @@ from llmtrain.report.metrics import read_metrics
 
 HANG_S = 8.0
 LEAST_MEET_S = 60.0  # as llmtrain.engine.environment has it
+LOCKED_S = 60.0  # a run of two steps beside a stale lock
 WITHIN_S = 10.0  # after a death, and beyond the limit of the watchdog
 LONG = {"schedule": {"steps": ENDLESS}, "checkpoint": {"every": 200}, "eval": {"rows": 5, "every": 0}}
 PHASES = ("forward", "backward", "update", "saving", "evaluation", "loading")
@@ -34,7 +35,7 @@ def dying(kind: str, phase: str) -> int:
 
 
 def dead_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R17: one rank dies in some phase, under llmtrain's own launcher."""
+    """R17: one rank dies in some phase, under llmtrain's own launcher; then the run goes on."""
     kind, phase = DEATHS[number % len(DEATHS)], PHASES[number // len(DEATHS) % len(PHASES)]
     changes = {**KILLED, "deepspeed": f"zero{draw.randrange(4)}"}
     run, rank = lab.run(**changes), draw.randrange(2)
@@ -53,9 +54,10 @@ def dead_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
             broken = f"the exit status is {status}"
         if not broken and f"rank {rank} " not in (errors := _errors(started.said)):
             broken = f"rank {rank} is not named: {errors}"
-        if not broken and seconds > 2 * WITHIN_S:  # twice: the machine may be busy
+        if not broken and seconds > WITHIN_S:
             broken = f"{seconds:.0f} s until all were gone"
-        return Outcome(broken, seconds or 0.0, cell)
+    broken = broken or goes_on(lab, run, lab.golden(**changes)).broken
+    return Outcome(broken, seconds or 0.0, cell)
 
 
 def _since(started: Started) -> float | None:
@@ -80,11 +82,15 @@ HANGS = [
 
 
 def hung_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R18: one rank makes no progress any more; the figure is what passes beyond the limit that was set."""
+    """R18: one rank makes no progress any more; the figure is what passes beyond the limit that was set.
+
+    Then the run goes on.
+    """
     kind, place, _ = HANGS[number % len(HANGS)]
     engine = ENGINES[number // len(HANGS) % len(ENGINES)]
     rank = draw.randrange(2)
-    run = lab.run(**{**KILLED, **engine, "health": {"hang_s": HANG_S}})
+    changes = {**KILLED, **engine}
+    run = lab.run(**changes, health={"hang_s": HANG_S})
     step = 6 if place == "saving" else 5
     fault = {"rank": rank, "place": place, "step": step, "kind": kind}
     cell = f"{kind} of rank {rank} in {place}, {engine['deepspeed']}"
@@ -96,8 +102,22 @@ def hung_rank(lab: Lab, number: int, draw: random.Random) -> Outcome:
         limit = HANG_S * (3 if place in ("saving", "agreement") else 1)
         limit = LEAST_MEET_S if place == "start-up" else limit
         beyond = seconds - limit
-        broken = hang_told(started.said, status, rank, number)
-        return Outcome(broken or ("" if beyond < 2 * WITHIN_S else f"{beyond:.0f} s late"), beyond, cell)
+        broken = hang_told(started.said, status, rank, number) or _stacks_missing(run, rank, number)
+        broken = broken or ("" if beyond < WITHIN_S else f"{beyond:.0f} s late")
+    broken = broken or goes_on(lab, run, lab.golden(**changes)).broken
+    return Outcome(broken, beyond, cell)
+
+
+def _stacks_missing(run: Path, hung: int, number: int) -> str:
+    """Which log of a rank that still could speak lacks its stack, or the name of the rank that hangs."""
+    kind, place, _ = HANGS[number % len(HANGS)]
+    for rank in range(2) if kind == "sleep" else [1 - hung]:
+        log = (run.parent / f"run/logs/rank-{rank}.log").read_text()
+        if not re.search(rf"error: .*\brank {hung} ", log):
+            return f"rank {rank} does not name rank {hung} in its log: {log[-500:]}"
+        if "most recent call first" not in log and place != "start-up":  # there they wait in no collective
+            return f"rank {rank}'s stack is not in its log: {log[-500:]}"
+    return ""
 
 
 def hang_told(said: str, status: int | None, rank: int, number: int) -> str:
@@ -249,13 +269,21 @@ def stopped_well(run: Path, status: int | None, seconds: float, said: str, how: 
     return ""
 
 
+FOLLOWED: dict[str, Any] = {  # longer than a rank takes to find its launcher gone
+    "schedule": {"steps": 400},
+    "checkpoint": {"every": 50, "keep": 2},
+    "eval": {"rows": 5, "every": 0},
+}
 LAYERS = [("own", 0), ("torchrun", 0), ("deepspeed", 0), ("deepspeed", 1), ("accelerate", 0)]
 
 
 def killed_launcher(lab: Lab, number: int, draw: random.Random) -> Outcome:
-    """R22: SIGKILL of one layer above the ranks: no orphan after 10 s; the figure is when all were gone."""
+    """R22: SIGKILL of one layer above the ranks: no orphan after 10 s; the figure is when all were gone.
+
+    Then the run goes on.
+    """
     launcher, layer = LAYERS[number % len(LAYERS)]
-    run = lab.run(**LONG)
+    run = lab.run(**FOLLOWED)
     with Started(run, launcher) as started:
         broken = started.until_step(2)
         if broken:
@@ -265,11 +293,15 @@ def killed_launcher(lab: Lab, number: int, draw: random.Random) -> Outcome:
         os.kill(victim, signal.SIGKILL)
         status, seconds, broken = started.end(60)
         gone = seconds + getattr(started, "orphan_s", 0.0)
-        cell = f"{launcher}, layer {layer} of {len(layers)}: exit status {status}"
+        cell, note = f"{launcher}, layer {layer} of {len(layers)}: exit status {status}", ""
         if status == 0 and (launcher, layer) == ("deepspeed", 1):
             note = "`deepspeed` itself ends with 0 when `deepspeed.launcher.launch` below it was killed"
-            return Outcome(broken, gone, cell, note)  # no rank can change that
-        return Outcome(broken or (f"the exit status is {status}" if status == 0 else ""), gone, cell)
+        elif status == 0 and not broken:
+            broken = "the exit status is 0"
+    if not broken and losses(run)[-1][0] == FOLLOWED["schedule"]["steps"]:
+        broken = "the run was over before it could be ended"
+    broken = broken or goes_on(lab, run, lab.golden(**FOLLOWED)).broken
+    return Outcome(broken, gone, cell, note)
 
 
 def stale_lock(lab: Lab, number: int, draw: random.Random) -> Outcome:
@@ -283,6 +315,8 @@ def stale_lock(lab: Lab, number: int, draw: random.Random) -> Outcome:
         status, seconds, broken = started.end(240)
         if not broken and (status != 0 or str(lock) not in started.said):
             broken = f"status {status}, the lock is not named: {started.said[-500:]}"
+        if not broken and seconds > LOCKED_S:
+            broken = f"it took {seconds:.0f} s"
         return Outcome(broken, seconds, op)
 
 

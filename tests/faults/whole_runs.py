@@ -93,10 +93,10 @@ class Lab:
         return ""
 
 
-def losses(run: Path) -> list[tuple[int, str, str, int]]:
-    """Step, loss, gradient norm and tokens of each step that stands in the run's metrics, to the last bit."""
-    records = read_metrics(run.parent / "run" / "metrics.jsonl")
-    return [(r["step"], repr(r["loss"]), repr(r["grad_norm"]), r["tokens"]) for r in records if "loss" in r]
+def losses(run: Path) -> list[tuple[int, str, str, int, str]]:
+    """Step, loss, gradient norm, tokens and lr of each step that stands in the metrics, to the last bit."""
+    records = [r for r in read_metrics(run.parent / "run" / "metrics.jsonl") if "loss" in r]
+    return [(r["step"], repr(r["loss"]), repr(r["grad_norm"]), r["tokens"], repr(r["lr"])) for r in records]
 
 
 def evaluations(run: Path) -> list[tuple[int, str]]:
