@@ -55,6 +55,8 @@ class Watchdog:
         self._phase, self._step, self._since, self._more_s = START_UP, 0, time.monotonic(), 0.0
         self._warm = False  # the first step may compile
         self._begun, self._closed = False, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._speaks = False
         self._main = threading.main_thread().ident
 
     def begin(self, start: str) -> None:
@@ -63,7 +65,7 @@ class Watchdog:
         self._begun = self.limit_s > 0
         if self._begun:
             self.enter(START_UP, 0)
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread.start()
 
     def log_to(self, path: Path) -> str:
         """The run folder is this start's now: stacks go to the end of `path`, no longer to stderr.
@@ -98,8 +100,13 @@ class Watchdog:
         self._arm()
 
     def close(self) -> None:
-        """The run has ended; nothing is watched any more."""
+        """The run has ended; nothing is watched any more.
+
+        When it fails because a peer that told of a hang is gone, this rank's own word of it comes first.
+        """
         self._closed.set()
+        if self._speaks:
+            self._thread.join()
         if self._begun:
             faulthandler.cancel_dump_traceback_later()
             with suppress(OSError):
@@ -120,6 +127,7 @@ class Watchdog:
         while not self._closed.wait(POLL_S):
             waited = time.monotonic() - self._since
             if waited > self._allowed or _reported(self.folder):
+                self._speaks = True
                 self._report_and_end(waited)
                 return
 

@@ -60,6 +60,16 @@ def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
         assert "stacks" in log.read_text() and "no progress for" in log.read_text()
 
 
+def test_a_rank_that_fails_because_a_peer_has_spoken_and_gone_speaks_first(tmp_path: Path) -> None:
+    watch, log, ended = watched(tmp_path, 1, 3, 60)  # it waits for rank 2
+    (tmp_path / "hang" / "this-start" / "rank-0.json").write_text(
+        '{"step": 3, "doing": "is in saving", "waited_s": 61.0, "ranks": 3}'
+    )
+    wait_for((tmp_path / "hang" / "this-start" / "rank-1.json").exists)
+    watch.close()
+    assert ended == [1] and "rank 0 is in saving of step 3" in log.read_text()
+
+
 def test_progress_keeps_a_rank_alive_and_one_that_has_ended_is_not_watched(tmp_path: Path) -> None:
     watch, _, ended = watched(tmp_path, 0, 2, 0.5)
     for step in range(30):
