@@ -179,10 +179,15 @@ def cut_network(lab: Lab, number: int, draw: random.Random) -> Outcome:
         began = time.monotonic()
         statuses = machines.end(120)
         seconds = time.monotonic() - began - HANG_S
-    told = ["error" in _said(run, rank) for rank in range(2)]
+    told = ["error" in _said(run, rank) + _log(run, rank) for rank in range(2)]  # one speaks for both
     if statuses != [1, 1] or not all(told):
         return Outcome(f"statuses {statuses}, told by {told}: {said(run)[-500:]}", cell=strategy)
     return Outcome(f"{seconds:.0f} s late" if seconds > WITHIN_S else "", seconds, strategy)
+
+
+def _log(run: Path, rank: int) -> str:
+    path = run.parent / f"run/logs/rank-{rank}.log"
+    return path.read_text() if path.exists() else ""
 
 
 BAD_NETWORKS = ("loses 5 %", "takes 200 ms", "is away for 3 s", "comes late", "is blocked")
