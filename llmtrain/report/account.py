@@ -27,6 +27,8 @@ class Account:
     lost_s: float
     skipped: int  # steps that stand, but touched no weight
     passed_over: int
+    saves: int  # committed
+    stall_s: float  # how long the steps stood still for saves, lost ones too
     wall_s: float  # from the first start to the end of the last one
     starts: tuple[dict[str, Any], ...]
     rollbacks: tuple[dict[str, Any], ...]
@@ -45,6 +47,7 @@ class Account:
             f"{_count(self.lost_steps, 'step')} lost ({duration(self.lost_s)})",
             f"{self.skipped:,} skipped",
             f"{self.passed_over:,} passed over",
+            f"{_count(self.saves, 'save')} that held it up for {self.stall_s:.1f} s",
         ]
         since = f"{self.step:,} steps in {duration(self.wall_s)} since the first start"
         return f"{since}, goodput {self.goodput:.1%}: {', '.join(parts)}"
@@ -86,6 +89,8 @@ def account(folder: Path) -> Account:
         lost_s=sum(event["lost_s"] for event in events),
         skipped=sum(record["skipped"] for record in steps),
         passed_over=sum("passed_over" in record for record in records),
+        saves=sum("stall_s" in record and "save_lost" not in record for record in records),
+        stall_s=sum(record.get("stall_s", 0.0) for record in records),
         wall_s=end - starts[0]["at"] if starts else 0.0,
         starts=tuple(starts),
         rollbacks=tuple(rollbacks),

@@ -65,13 +65,20 @@ def test_the_account_adds_up(killed_twice: RunFolder) -> None:
     content = read_ledger(killed_twice.ledger)
     content["starts"][-1]["ended"]["at"] = content["starts"][0]["at"] + 40
     killed_twice.ledger.write_text(json.dumps(content))
+    with killed_twice.metrics.open("a") as file:
+        for save in (
+            {"save_s": 2.0, "stall_s": 0.1},
+            {"save_lost": "no space", "stall_s": 0.2},
+            {"stall_s": 0.1},
+        ):
+            file.write(json.dumps({"step": 10, "tokens": 100, **save}) + "\n")
     found = account(killed_twice.path)
     assert (found.step, found.tokens, found.useful_s, found.wall_s) == (10, 100, 20.0, pytest.approx(40))
     assert (found.lost_steps, found.lost_s) == (4, 8.0)
     assert found.goodput == pytest.approx(0.5)
     assert found.line() == (
         "10 steps in 0:40 since the first start, goodput 50.0%: 2 restarts, 0 rollbacks, "
-        "4 steps lost (0:08), 0 skipped, 0 passed over"
+        "4 steps lost (0:08), 0 skipped, 0 passed over, 2 saves that held it up for 0.4 s"
     )
 
 
