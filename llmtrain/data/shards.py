@@ -38,7 +38,7 @@ CODES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "a float", 7: "a float"}
 LONGEST_SEQUENCE = 2**31 - 1  # tokens; lengths are i32
 BLOCK_TOKENS = 1 << 22
-REBUILD = "build (or import) the dataset again with `llmtrain data`, or fetch the file again"
+REBUILD = "build the dataset again with `llmtrain data build` (or `import`), or fetch the file again"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
