@@ -141,7 +141,8 @@ def killed_in_load_or_export(lab: Lab, number: int, draw: random.Random) -> Outc
     changes = {**KILLED, "deepspeed": "zero1"}
     golden, run = lab.golden(**changes), lab.run(**changes)
     if number % 2 == 0:
-        lab.forked(run, fault={"rank": number // 2 % 2, "place": "saving", "step": 2 * EVERY, "kind": "kill"})
+        third = 3 * EVERY  # the first is on disk by then, as a save waits for the one before
+        lab.forked(run, fault={"rank": number // 2 % 2, "place": "saving", "step": third, "kind": "kill"})
         (run.parent / "struck").unlink(missing_ok=True)
         said = lab.forked(run, fault={"rank": draw.randrange(2), "place": "loading", "kind": "kill"})
         if "ended with -9" not in said:
