@@ -12,6 +12,7 @@ from llmtrain.data.packed import PackedRows
 from llmtrain.engine.seam import EvalResult
 from llmtrain.engine.watchdog import Watchdog
 from llmtrain.plan.plan import Plan
+from llmtrain.plan.schedule import is_due
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.run_log import RunLog
 from llmtrain.stopping import StopRequest, agreed, stopped
@@ -69,5 +70,4 @@ def evaluation_missing(plan: Plan, rows: PackedRows | None, metrics: Path, step:
 
 
 def _due(plan: Plan, step: int) -> bool:
-    every = plan.run.eval.every
-    return step in (0, plan.schedule.steps) or (every > 0 and step % every == 0)
+    return step in (0, plan.schedule.steps) or is_due(step, plan.run.eval.every)

@@ -34,6 +34,7 @@ from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.held_out import HeldOut, evaluation_missing
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
 from llmtrain.plan.plan import Plan
+from llmtrain.plan.schedule import is_due
 from llmtrain.report.environment import device_name, versions
 from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
@@ -92,7 +93,7 @@ def train(
         run_log.worked(done, works)
         saver.settle(list(states))
         last = done == steps
-        owed = owed or _due(done, run.checkpoint.every)
+        owed = owed or is_due(done, run.checkpoint.every)
         unevaluated = fault is None and held_out.due(done)
         if unevaluated and not stopping:
             stopping, unevaluated = held_out.evaluate(done)
@@ -108,15 +109,11 @@ def train(
         step = done
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
 def _compares(plan: Plan, step: int, owed: bool) -> bool:
     """Whether replicas are compared in `step`: at their own pace, and where its weights are to be saved."""
     rules, every = plan.run.checkpoint, plan.run.health.checksum_every
-    saved = owed or step == plan.schedule.steps or _due(step, rules.every)
-    return every > 0 and (saved or _due(step, every))
+    saved = owed or step == plan.schedule.steps or is_due(step, rules.every)
+    return every > 0 and (saved or is_due(step, every))
 
 
 def _save(saver: Saver, run_log: RunLog, step: int, wait: bool) -> Fault | None:

@@ -9,6 +9,11 @@ from typing import Literal
 Decay = Literal["cosine", "linear", "constant"]
 
 
+def is_due(step: int, every: int) -> bool:
+    """Whether what comes `every` so many steps (0: never) comes after `step` of them."""
+    return every > 0 and step % every == 0
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warmup to `peak_lr`, then decay to `min_lr`, which the last step has.
