@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from data_prep.leases import Heart, Queue, holder
 from data_prep.worker import CorpusChangedError, Worker
+from llmtrain.config.search_path import SafeChildren
 from llmtrain.errors import DataError, LlmtrainError
 
 POLL_SECONDS = 0.1
@@ -118,8 +119,9 @@ class Processes:
             context.Process(target=_work_off, args=(folder, joined, self._taken, place), daemon=True)
             for place in range(count)
         ]
-        for process in self.processes:
-            process.start()
+        with SafeChildren():
+            for process in self.processes:
+                process.start()
 
     def step(self, number: int, hear: Callable[[int], None]) -> None:
         """Waits, and sees that all are alive."""

@@ -11,4 +11,5 @@ if [ "${NODES:-1}" != 1 ]; then
   # torch 2.13: with a shared store a node that joins later is never told the address, and all give up
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
-exec torchrun "${rendezvous[@]}" --nproc-per-node "${GPUS:-gpu}" -m llmtrain.train "$@"
+export PYTHONSAFEPATH=1  # files of this folder are no modules
+exec torchrun "${rendezvous[@]}" --nproc-per-node "${GPUS:-gpu}" --no-python llmtrain train "$@"

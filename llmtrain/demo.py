@@ -17,6 +17,7 @@ from typing import Any
 
 import llmtrain
 from llmtrain.config.load import load_run
+from llmtrain.config.search_path import code_command, module_command
 from llmtrain.errors import InputError
 from llmtrain.report.progress import duration
 
@@ -52,7 +53,7 @@ def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
         shutil.rmtree(out, ignore_errors=True)  # of an earlier demo, perhaps of another step
         _llmtrain("export", str(folder), str(out))
         print(f"\n$ a fresh process with transformers alone completes {PROMPT.strip()!r}\n", flush=True)
-        _run([sys.executable, "-c", COMPLETE, str(out), PROMPT])
+        _run([*code_command(COMPLETE), str(out), PROMPT])
     except subprocess.CalledProcessError as error:  # the command has said why
         return error.returncode if error.returncode in (2, 75, 130) else 1
     print(_closing(out, dataset, found, time.monotonic() - began))
@@ -70,7 +71,7 @@ def recipes_folder() -> Path:
 
 def _llmtrain(*words: str, capture: bool = False) -> str:
     print(f"\n$ llmtrain {' '.join(words)}", flush=True)
-    return _run([sys.executable, "-m", "llmtrain", *words], capture)
+    return _run([*module_command("llmtrain"), *words], capture)
 
 
 def _run(command: Sequence[str], capture: bool = False) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmtrain.config.search_path import module_command
 from llmtrain.engine import nvme
 from llmtrain.engine.build_locks import build_locks, extension_folder
 from llmtrain.launch import rank_environment, rendezvous_port
@@ -225,7 +226,7 @@ def _two_ranks(device: str) -> tuple[list[int | None], list[str]]:
         ranks = []
         for rank, log in enumerate(logs):
             with log.open("wb") as sink:
-                command = [sys.executable, "-m", "llmtrain.doctor", device]
+                command = [*module_command("llmtrain.doctor"), device]
                 environment = rank_environment(rank, 2, port, os.environ)
                 ranks.append(subprocess.Popen(command, env=environment, stdout=sink, stderr=sink))
         deadline = time.monotonic() + REDUCE_TIMEOUT_S

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from llmtrain.config.search_path import SAFE, module_command
 from llmtrain.engine.watchdog import HUNG
 from llmtrain.errors import EngineError, InputError, StopRequested
 from llmtrain.stopping import StopRequest
@@ -45,7 +46,7 @@ _PEER_LOST = re.compile(r"(reset|closed) by (remote )?peer|remote process has te
 def launch(arguments: Sequence[str], ranks: int, logs: Path, program: Sequence[str] | None = None) -> int:
     """Runs `program arguments` as `ranks` local ranks; returns the status to exit with.
 
-    `program` is `python -m llmtrain.train` unless given. Rank 0 keeps this process's stdout, so that its
+    `program` runs `llmtrain.train` unless given. Rank 0 keeps this process's stdout, so that its
     progress display finds the terminal; what other ranks print goes to `logs/rank-N.log` only.
     Raises EngineError naming the first rank that failed, InputError when MASTER_PORT is taken.
     """
@@ -53,7 +54,7 @@ def launch(arguments: Sequence[str], ranks: int, logs: Path, program: Sequence[s
     port = rendezvous_port(os.environ)
     logs.parent.mkdir(0o750, parents=True, exist_ok=True)  # a new run folder is private
     logs.mkdir(exist_ok=True)
-    command = [*(program or (sys.executable, "-m", "llmtrain.train")), *arguments]
+    command = [*(program or module_command("llmtrain.train")), *arguments]
     crew = _Crew(command, ranks, port, logs)
     with crew.forwarding_signals():
         failed = crew.wait_for_failure()
@@ -94,6 +95,7 @@ def rank_environment(rank: int, ranks: int, port: int, environ: Mapping[str, str
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "LLMTRAIN_LAUNCHER": "llmtrain",
+        SAFE: "1",  # whatever a rank starts searches no working folder either
         "PYTHONUNBUFFERED": "1",  # a killed rank's last words are in its log
     }
 

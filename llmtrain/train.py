@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.config.search_path import shadow_warnings
 from llmtrain.config.secrets import redact
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
@@ -157,7 +158,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     last_hang = watch.log_to(job.folder.log_to_file(comm.rank))
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
-    warn(lock_warnings(), comm.rank)
+    warn([*lock_warnings(), *shadow_warnings(job.world.launcher)], comm.rank)
     step, steps = found.step if found else 0, job.plan.schedule.steps
     missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
     evaluate_first = bool(comm.broadcast(missing))

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from llmtrain.checkpoint import Checkpoint, Probe, open_checkpoint
 from llmtrain.checkpoint.facts import tokenizer_files
 from llmtrain.checkpoint.files import sync_folder, write_file
+from llmtrain.config.search_path import module_command
 from llmtrain.errors import CheckpointError, ConfigError, Problem, nearest
 from llmtrain.export.card import model_card
 from llmtrain.export.push import check_destination, push_folder
@@ -183,7 +183,7 @@ def _reloaded_loss(folder: Path, probe: Probe) -> float:
     """The loss that a fresh process gets from the folder, without network and without a GPU."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "llmtrain.checkpoint.probe", str(folder)],
+        [*module_command("llmtrain.checkpoint.probe"), str(folder)],
         input=probe.model_dump_json(),
         capture_output=True,
         text=True,

@@ -17,9 +17,9 @@ def said(
     tmp_path: Path, script: str, arguments: list[str], **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script with every launcher replaced by a program that prints its own command line."""
-    for name in ("deepspeed", "torchrun", "accelerate", "srun"):
+    for name in ("deepspeed", "torchrun", "accelerate", "srun", "llmtrain"):
         stand_in = tmp_path / name
-        stand_in.write_text('#!/bin/sh\necho "$(basename $0) $*"\n')
+        stand_in.write_text('#!/bin/sh\necho "$(basename $0) $* ${PYTHONSAFEPATH:-}"\n')
         stand_in.chmod(0o755)
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho node-7\necho node-8\n")
     (tmp_path / "scontrol").chmod(0o755)
@@ -47,7 +47,7 @@ def said(
         ),
         (
             "slurm.sbatch", RUN, {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_JOB_ID": "5"},
-            "srun --kill-on-bad-exit=1 .venv/bin/python",
+            "srun --kill-on-bad-exit=1",
         ),
     ],
 )  # fmt: skip
@@ -56,8 +56,37 @@ def test_launcher_is_called_so(
 ) -> None:
     done = said(tmp_path, script, arguments, **environment)
     assert done.returncode == 0, done.stderr
-    flag = "--module" if script == "deepspeed.sh" else "-m"
-    assert done.stdout.strip() == " ".join([line, flag, "llmtrain.train", *RUN])
+    entry = {
+        "deepspeed.sh": "--module llmtrain.train",
+        "accelerate.sh": "-m llmtrain.train",
+        "torchrun.sh": "--no-python llmtrain train",  # no `python -m`, which searches the working folder
+        "slurm.sbatch": "llmtrain train",
+    }[script]
+    safe = [] if script == "slurm.sbatch" else ["1"]
+    assert done.stdout.split() == [*line.split(), *entry.split(), *RUN, *safe]
+
+
+def test_slurm_takes_the_environment_of_a_checkout_or_the_one_it_was_called_in(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    own = tmp_path / ".venv" / "bin" / "llmtrain"
+    job = {"SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "5", "PWD": str(tmp_path)}
+    words = 'srun() { command -v llmtrain; }; exec() { "$@"; }; . ' + str(LAUNCH / "slurm.sbatch") + " r.yaml"
+    said(tmp_path, "slurm.sbatch", [])  # makes the stand-ins
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+    def found(path: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", words], cwd=tmp_path, env={"PATH": path, **job}, capture_output=True, text=True
+        )
+
+    assert found(path).stdout.strip() == str(tmp_path / "llmtrain")
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    assert found(path).stdout.strip() == str(own)
+    own.unlink()
+    (tmp_path / "llmtrain").unlink()
+    nowhere = found(f"{tmp_path}:/usr/bin:/bin")
+    assert nowhere.returncode == 2 and "llmtrain is not on the PATH: activate" in nowhere.stderr
 
 
 @pytest.mark.parametrize("script", ["deepspeed.sh", "torchrun.sh", "accelerate.sh", "slurm.sbatch"])
@@ -70,7 +99,7 @@ def test_script_without_a_run_says_how_to_use_it(tmp_path: Path, script: str) ->
 def test_kubernetes_job_is_a_torchrun_of_the_same_entry() -> None:
     job = yaml.safe_load((LAUNCH / "k8s.yaml").read_text())
     worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
-    assert worker["containers"][0]["command"][:3] == ["torchrun", "-m", "llmtrain.train"]
+    assert worker["containers"][0]["command"][:3] == ["torchrun", "--no-python", "llmtrain"]
     assert {mount["name"] for mount in worker["containers"][0]["volumeMounts"]} == {
         v["name"] for v in worker["volumes"]
     }

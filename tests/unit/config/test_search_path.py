@@ -1,0 +1,89 @@
+"""Files of the working folder that are named like modules are never executed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from llmtrain.config.search_path import SAFE, SafeChildren, code_command, module_command, shadow_warnings
+
+WANTED = (
+    "tokenizers",
+    "torch",
+    "statistics",
+    "yaml",
+    "pydantic",
+    "numpy",
+    "deepspeed",
+    "argparse",
+    "logging",
+)
+
+
+def hostile(folder: Path, names: tuple[str, ...] | frozenset[str] = WANTED) -> Path:
+    """A folder in which every module that somebody may import writes its name to the file `taken`."""
+    told = f"open({str(folder / 'taken')!r}, 'a').write(__name__ + ' ')\n"
+    for name in names:
+        (folder / f"{name}.py").write_text(told)
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "__init__.py").write_text(told)
+    return folder
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != SAFE}
+    return subprocess.run(
+        command, cwd=folder, env={**clean, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def taken(folder: Path) -> str:
+    return (folder / "taken").read_text() if (folder / "taken").exists() else ""
+
+
+def test_what_we_start_takes_no_module_from_the_working_folder(tmp_path: Path) -> None:
+    hostile(tmp_path, frozenset({*sys.stdlib_module_names, *WANTED} - {"sys", "builtins"}))
+    done = run([*module_command("llmtrain.train"), "nosuch.yaml"], tmp_path)
+    assert (done.returncode, taken(tmp_path)) == (2, ""), done.stderr
+    assert done.stderr.startswith("error: file = 'nosuch.yaml'")
+    done = run(code_command("import tokenizers; print(tokenizers.__file__)"), tmp_path)
+    assert "site-packages" in done.stdout and taken(tmp_path) == "", done.stderr
+    assert run([sys.executable, "-c", "import datasets"], tmp_path).returncode == 0
+    assert taken(tmp_path) == "datasets ", "the folder sets no trap"
+
+
+def test_what_launchers_start_takes_none_either(tmp_path: Path) -> None:
+    done = run([sys.executable, "-m", "llmtrain.train", "nosuch.yaml"], hostile(tmp_path))
+    assert (done.returncode, taken(tmp_path)) == (2, ""), done.stderr
+    assert "warning" not in done.stderr
+    (tmp_path / "types.py").write_bytes(Path(types.__file__).read_bytes())  # Python's search itself needs it
+    done = run([sys.executable, "-m", "llmtrain.train", "nosuch.yaml"], tmp_path)
+    assert f"warning: {tmp_path / 'types.py'} has been executed: `python -m` takes files" in done.stderr
+
+
+def test_workers_of_a_build_take_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hostile(tmp_path, ("statistics", "multiprocessing", "runpy")))
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.setenv(SAFE, "")
+    worker = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    with SafeChildren():
+        worker.start()
+    worker.join(30)
+    assert (worker.exitcode, taken(tmp_path), os.environ[SAFE]) == (0, "", "")
+
+
+def test_what_a_foreign_launcher_may_execute_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hostile(tmp_path, ("statistics", "my_script")))
+    monkeypatch.delenv(SAFE, raising=False)
+    said = shadow_warnings("deepspeed")
+    assert [line.split()[0] for line in said] == ["datasets", "statistics.py"]
+    assert "deepspeed's own processes may execute it; move it away, or set PYTHONSAFEPATH=1" in said[0]
+    assert shadow_warnings("llmtrain") == []
+    monkeypatch.setenv(SAFE, "1")
+    assert shadow_warnings("deepspeed") == []
