@@ -247,7 +247,7 @@ def _one_rank(device: str) -> int:
     from llmtrain.engine import start
 
     comm = start(world_from_environment(os.environ), device, timeout_s=REDUCE_TIMEOUT_S / 2)
-    found = comm.sum(torch.tensor([comm.rank + 1.0]))
+    found = comm.sum_on_device(torch.tensor([comm.rank + 1.0]))
     comm.barrier()
     return 0 if found.item() == 3.0 else 1
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,9 +26,9 @@ MARGIN_S = 180.0  # so long before the time limit a run begins to save
 class StopRequest:
     """Why this process should stop, or an empty string. A second signal ends it at once.
 
-    So does the first one until the ranks meet: imports take seconds, on a busy machine many, and there is
-    nothing to agree on or to save yet. Launchers repeat the signal that the terminal has already sent, so
-    what follows within `REPEAT_S` counts as the same request.
+    So does the first one until the ranks have met: imports take seconds, on a busy machine many, a rank may
+    wait for one that never comes, and there is nothing to agree on or to save yet. Launchers repeat the signal
+    that the terminal has already sent, so what follows within `REPEAT_S` counts as the same request.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -36,19 +38,40 @@ class StopRequest:
         self._reason = ""
         self._asked_at = 0.0
         self._alone = True
+        self._ending = threading.Lock()
+        self._wake: socket.socket | None = None
         self._file: Path | None = None
-        end = (os.environ if environ is None else environ).get(END_TIME, "")
+        environ = os.environ if environ is None else environ
+        self._launched = environ.get("WORLD_SIZE", environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1"
+        end = environ.get(END_TIME, "")
         self._end = float(end) if end.isdigit() else None
 
     def listen(self) -> StopRequest:
         """Takes the signals over from now on."""
         for number in self.SIGNALS:
             signal.signal(number, self._asked)
+        heard, told = socket.socketpair()
+        told.setblocking(False)
+        self._wake = told  # open as long as this object is
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(heard,), name="stop requests", daemon=True).start()
         return self
 
     def meet(self) -> None:
         """The other ranks wait for this one from now on, so that stopping takes an agreement."""
         self._alone = False
+        if self._wake is not None:
+            signal.set_wakeup_fd(-1)
+            self._wake.close()
+
+    def _hear(self, heard: socket.socket) -> None:
+        """Ends this process, until the ranks have met, also while a library waits in its main thread.
+
+        Python would carry out the handler only when the library is back.
+        """
+        while numbers := heard.recv(1):
+            if numbers[0] in self.SIGNALS and signal.getsignal(numbers[0]) == self._asked and self._alone:
+                self._end_alone(numbers[0])
 
     def watch(self, folder: Path) -> None:
         """Looks for `folder`/STOP from now on; one from before this process began asked another start."""
@@ -82,16 +105,22 @@ class StopRequest:
     def _asked(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._alone:
-            name = signal.Signals(number).name
-            os.write(
-                2, f"stopped on request ({name}) before the ranks met; the same command goes on\n".encode()
-            )
-            os._exit(StopRequested.exit_status)
+            self._end_alone(number)
+            return
         if not self._reason:
             self._asked_at = now
             self.ask(signal.Signals(number).name)
         elif number != signal.SIGUSR1 and now - self._asked_at > self.REPEAT_S:
             os._exit(128 + number)
+
+    def _end_alone(self, number: int) -> None:
+        if not self._ending.acquire(blocking=False):  # the handler and the thread hear the same request
+            return
+        why = f"stopped on request ({signal.Signals(number).name}) before the ranks met"
+        if self._launched:
+            why += " (a launcher asks too, when another rank has failed: see whether one tells of an error)"
+        os.write(2, f"{why}; the same command goes on\n".encode())
+        os._exit(StopRequested.exit_status)
 
 
 def agreed(reasons: Iterable[Any]) -> str:

@@ -138,9 +138,8 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
     job = open_job(path, overrides, world)
     from llmtrain.engine import start as join
 
-    stop.meet()
     with watching(world, job.folder.logs, job.plan.run.health.hang_s) as watch:
-        comm = join(world, job.plan.device, watch=watch)
+        comm = join(world, job.plan.device, watch=watch, met=stop.meet)
         check_agreement(comm, job)
         heed(stop, comm)
         watch.enter(START_UP, 0, more_s=WAIT_S)

@@ -5,6 +5,7 @@ Nothing here imports torch or DeepSpeed before it is called, so the floors above
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.world import World
@@ -36,11 +37,17 @@ def detect_device() -> str:
     return detect()
 
 
-def start(world: World, device: str, timeout_s: float = 1800.0, watch: Watchdog | None = None) -> TorchComm:
-    """Joins the world, watched once all have come; call once per process, before `open_engine`."""
+def start(
+    world: World,
+    device: str,
+    timeout_s: float = 1800.0,
+    watch: Watchdog | None = None,
+    met: Callable[[], None] = lambda: None,
+) -> TorchComm:
+    """Joins the world, watched once all have come (`met`); call once per process, before `open_engine`."""
     from llmtrain.engine.environment import start as join
 
-    return join(world, device, timeout_s, watch)
+    return join(world, device, timeout_s, watch, met)
 
 
 def open_engine(

@@ -14,6 +14,7 @@ class TorchComm:
     def __init__(self, device: str):
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.device = device
         self._group = dist.group.WORLD if device == "cpu" else dist.new_group(backend="gloo")
 
     def barrier(self) -> None:
@@ -47,3 +48,9 @@ class TorchComm:
         """`values` (a CPU tensor) summed over all ranks, in place."""
         dist.all_reduce(values, group=self._group)
         return values
+
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` summed over all ranks on the device, by the backend that gradients take (NCCL on a GPU)."""
+        there = values.to(self.device)
+        dist.all_reduce(there)
+        return there

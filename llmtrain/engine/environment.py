@@ -9,10 +9,13 @@ the others for 30 minutes whatever was asked for.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import logging
 import os
 import socket
+import struct
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from llmtrain.config.world import World
@@ -22,6 +25,7 @@ from llmtrain.errors import EngineError
 
 GROUP_TIMEOUT_S = 1800.0
 LEAST_MEET_S = 60.0  # machines don't start in the same second
+_SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 
 def detect_device() -> str:
@@ -32,9 +36,13 @@ def detect_device() -> str:
 
 
 def start(
-    world: World, device: str, timeout_s: float = GROUP_TIMEOUT_S, watch: Watchdog | None = None
+    world: World,
+    device: str,
+    timeout_s: float = GROUP_TIMEOUT_S,
+    watch: Watchdog | None = None,
+    met: Callable[[], None] = lambda: None,
 ) -> TorchComm:
-    """Joins this process to its world and returns its line to the other ranks.
+    """Joins this process to its world and returns its line to the other ranks. `met`: all have come.
 
     With `watch`, ranks are waited for as long as a step may take, at least `LEAST_MEET_S`; it watches from
     the moment when all have come. Without it, or if it has no limit, as long as `timeout_s`.
@@ -52,7 +60,8 @@ def start(
     timeout = datetime.timedelta(seconds=timeout_s)
     _give_every_group(timeout)
     if device == "cuda":
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())  # slurm may show each task its own
+        _free_memory_by_torch()
     if not torch.distributed.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
         meet_s = max(watch.limit_s, LEAST_MEET_S) if watch is not None and watch.limit_s > 0 else timeout_s
@@ -60,6 +69,7 @@ def start(
             name, store = meet(world, meet_s)
             if watch is not None:
                 watch.begin(name)
+            met()
             torch.distributed.init_process_group(
                 backend,
                 store=store,
@@ -94,14 +104,56 @@ def _set_place(world: World, device: str) -> None:
         LOCAL_RANK=str(world.local_rank),
         LOCAL_SIZE=str(world.local_size),
     )
+    if world.size == 1:  # whatever another launcher has left in this shell, there is nobody to meet
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        if world.size > 1:
-            raise EngineError(
-                "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, "
-                "accelerate, launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
-            )
-        os.environ["MASTER_PORT"] = str(free_port())
+        raise EngineError(
+            "MASTER_PORT is not set, so the ranks can't meet: start with torchrun, deepspeed, "
+            "accelerate, launch/slurm.sbatch or `llmtrain train RUN.yaml --ranks N`"
+        )
+    if world.local_size < world.size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        found = interface_to(os.environ["MASTER_ADDR"]) if _is_loopback(socket.gethostname()) else ""
+        if found:
+            os.environ["GLOO_SOCKET_IFNAME"] = found
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether gloo, which listens where the machine's name leads, would listen where no other machine is."""
+    try:
+        return socket.gethostbyname(host).startswith("127.")
+    except OSError:
+        return True
+
+
+def interface_to(address: str) -> str:
+    """The network interface from which packets to `address` leave (none are sent), or an empty string."""
+    for target in (address, "192.0.2.1"):  # the second is nobody's: the way out of this machine
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            try:
+                way.connect((target, 9))
+            except OSError:
+                continue
+            own = way.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                try:
+                    asked = fcntl.ioctl(way, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                except OSError:  # it has no address
+                    continue
+                if socket.inet_ntoa(asked[20:24]) == own and not own.startswith("127."):
+                    return name
+    return ""
+
+
+def _free_memory_by_torch() -> None:
+    """DeepSpeed asks NVML, by numbers from CUDA_VISIBLE_DEVICES, which may as well hold names (UUIDs, MIG)."""
+    import torch
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+    def available_memory(self: Any, device_index: int | None = None) -> int:
+        return int(torch.cuda.mem_get_info(device_index)[0])
+
+    CUDA_Accelerator.available_memory = available_memory
 
 
 def quiet() -> None:

@@ -85,10 +85,16 @@ class StepLoss:
         self.begin(1.0)
 
     def begin(self, factor: float, micros: int = 0, most: float = math.inf, dp_group: Any = None) -> None:
-        """Each loss sum is multiplied by `factor`; the gradients of `micros` are withheld above `most`."""
+        """Each loss sum is multiplied by `factor`; the gradients of `micros` are withheld above `most`.
+
+        Without `micros` it is an evaluation.
+        """
         self._factor, self._left, self._most, self._dp_group = factor, micros, most, dp_group
         self._total: torch.Tensor | None = None
         self.withheld = False
+        # DeepSpeed sends the mean of an evaluation to ranks that await one number in a list, that of a step to
+        # ranks that await a number; torch takes one for the other, but not under TORCH_DISTRIBUTED_DEBUG=DETAIL
+        self._shape = () if micros else (1,)
 
     def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The scaled loss of one micro-batch, on the last stage."""
@@ -102,7 +108,7 @@ class StepLoss:
                 self.withheld = float(self._total) > self._most
                 if self.withheld:
                     withhold(loss_sum)
-        return loss_sum * self._factor
+        return (loss_sum * self._factor).reshape(self._shape)
 
 
 class PipeEngine(DeepSpeedEngineBase):
@@ -143,6 +149,7 @@ class PipeEngine(DeepSpeedEngineBase):
         rounds = -(-rows.count // (micro * dp))
         self.step_loss.begin(1.0)
         starts = ((index * dp + self.dp_rank) * micro for index in range(rounds))
+        self.deepspeed.total_loss = None  # the last step's, to which DeepSpeed would add up these
         mean = self.deepspeed.eval_batch(self._inputs(rows, starts), num_micro_batches=rounds)
         return EvalResult(float(mean) * rounds * dp, rows.valid_tokens)
 

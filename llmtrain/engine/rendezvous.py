@@ -40,9 +40,10 @@ def meet(world: World, limit_s: float) -> tuple[str, Any]:
     open its port.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts = world.rank == 0 and not is_kept_over_restarts()
+    kept = is_kept_over_restarts() and world.size > 1  # one rank alone needs no store of others
+    hosts = world.rank == 0 and not kept
     limit = datetime.timedelta(seconds=limit_s)
-    if world.rank > 0 and not is_kept_over_restarts():
+    if world.rank > 0 and not kept:
         _reach(address, port, limit_s)
     try:
         store = dist.TCPStore(
@@ -51,7 +52,7 @@ def meet(world: World, limit_s: float) -> tuple[str, Any]:
     except dist.DistNetworkError as error:
         if hosts:
             raise
-        if is_kept_over_restarts():
+        if kept:
             raise EngineError(f"torchrun's store can't be reached at {_where()}: {error}") from error
         raise EngineError(f"{_not_come([0], limit_s)}: {error}") from error
     name = _gather(store, world, limit_s) if world.rank == 0 else _come(store, world, limit_s)

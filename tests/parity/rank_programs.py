@@ -120,8 +120,13 @@ def open_run(world: World, model: str, steps: int, **sections: Any) -> tuple[Any
     return plan, open_engine(plan, hf_config(plan.run.model, VOCAB), world)
 
 
-def train(world: World, model: str, steps: int, **sections: Any) -> dict[str, Any]:
-    """Losses and gradient norms of `steps` steps, the loss on held-out rows before and after."""
+def train(world: World, model: str, steps: int, detail: bool = False, **sections: Any) -> dict[str, Any]:
+    """Losses and gradient norms of `steps` steps, the loss on held-out rows before and after.
+
+    `detail`: as with TORCH_DISTRIBUTED_DEBUG=DETAIL, where torch compares the collectives of all ranks.
+    """
+    if detail:
+        torch.distributed.set_debug_level(torch.distributed.DebugLevel.DETAIL)
     plan, engine = open_run(world, model, steps, **sections)
     held_out = RandomRows(seed=99, step=0, count=7)
     before = engine.evaluate(held_out)

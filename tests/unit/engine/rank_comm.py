@@ -27,3 +27,10 @@ def talk(world: World) -> dict[str, Any]:
         "timeout_s": backend.options._timeout.total_seconds(),
         "shm": [name for name in os.listdir("/dev/shm") if name.startswith("deepspeed_")],
     }
+
+
+def alone(world: World) -> dict[str, Any]:
+    os.environ.update(MASTER_ADDR="node-0.example.invalid", TORCHELASTIC_USE_AGENT_STORE="True")
+    met: list[str] = []
+    comm = start(world, "cpu", timeout_s=20, met=lambda: met.append("met"))
+    return {"total": float(comm.sum_on_device(torch.ones(1))), "met": met}

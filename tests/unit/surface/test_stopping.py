@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest, stopped
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
     yield
+    signal.set_wakeup_fd(-1)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -29,18 +32,45 @@ def test_a_signal_is_a_request_and_its_echo_is_the_same_one(handlers: None, numb
     assert stop.reason == number.name
 
 
+@pytest.mark.parametrize("environ", [{}, {"WORLD_SIZE": "2"}])
 def test_before_the_ranks_meet_the_first_request_ends_at_once(
-    handlers: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    handlers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    environ: dict[str, str],
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    StopRequest({}).listen()
+    StopRequest(environ).listen()
     os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert ended == [75]
-    assert (
-        "stopped on request (SIGTERM) before the ranks met; the same command goes on"
-        in capfd.readouterr().err
-    )
+    launched = " (a launcher asks too, when another rank has failed: see whether one tells of an error)"
+    said = f"stopped on request (SIGTERM) before the ranks met{launched * bool(environ)}"
+    assert capfd.readouterr().err == f"{said}; the same command goes on\n"
+
+
+WAITS = """
+import ctypes
+from llmtrain.stopping import StopRequest
+StopRequest({}).listen()
+lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+library.pthread_mutex_lock(lock)
+print("up", flush=True)
+library.pthread_mutex_lock(lock)  # never comes back: the handler of a signal would wait for ever
+"""
+
+
+def test_a_library_that_waits_for_the_others_keeps_no_request_from_being_heard() -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        process.terminate()
+        try:
+            assert process.wait(10) == 75
+        finally:
+            process.kill()
 
 
 def test_a_second_request_ends_at_once(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
