@@ -9,16 +9,13 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import llmtrain
 from llmtrain.config.load import load_run
 from llmtrain.config.search_path import code_command, module_command
-from llmtrain.errors import InputError
 from llmtrain.report.progress import duration
 
 RECIPE, CORPUS = "demo.yaml", "stdlib.yaml"
@@ -41,8 +38,7 @@ print(tokenizer.decode(out[0], skip_special_tokens=True))
 def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
     """Runs the demo in the current folder. A second run goes on where the first one was stopped."""
     began = time.monotonic()
-    recipes = recipes_folder()
-    run_file, corpus_file = str(recipes / RECIPE), str(recipes / CORPUS)
+    run_file, corpus_file = f"recipes/{RECIPE}", f"recipes/{CORPUS}"  # here, or where llmtrain has put them
     run = load_run(run_file, overrides).config
     source, folder = run.data.eval[0], Path(run.folder)
     dataset, out = source.path, folder / "hf"
@@ -58,15 +54,6 @@ def demo(ranks: int, overrides: Sequence[str] = ()) -> int:
         return error.returncode if error.returncode in (2, 75, 130) else 1
     print(_closing(out, dataset, found, time.monotonic() - began))
     return 0
-
-
-def recipes_folder() -> Path:
-    """Where recipes/ is: here, in the checkout, or where a wheel puts it. Raises InputError."""
-    checkout = Path(llmtrain.__file__).parent.parent / "recipes"
-    for folder in (Path("recipes"), checkout, Path(sys.prefix, "share", "llmtrain", "recipes")):
-        if (folder / RECIPE).is_file():
-            return folder
-    raise InputError(f"recipes/{RECIPE} was not found: run the demo in a checkout of llmtrain")
 
 
 def _llmtrain(*words: str, capture: bool = False) -> str:

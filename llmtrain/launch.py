@@ -84,9 +84,10 @@ def rendezvous_port(environ: Mapping[str, str]) -> int:
 def rank_environment(rank: int, ranks: int, port: int, environ: Mapping[str, str]) -> dict[str, str]:
     """What a rank is told about its world; LOCAL_SIZE is DeepSpeed's name on a CPU."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    ours = {name: value for name, value in environ.items() if not name.startswith("TORCHELASTIC_")}
     return {
         "OMP_NUM_THREADS": str(threads),
-        **environ,
+        **ours,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),

@@ -27,8 +27,8 @@ class StopRequest:
     """Why this process should stop, or an empty string. A second signal ends it at once.
 
     So does the first one until the ranks have met: imports take seconds, on a busy machine many, a rank may
-    wait for one that never comes, and there is nothing to agree on or to save yet. Launchers repeat the signal
-    that the terminal has already sent, so what follows within `REPEAT_S` counts as the same request.
+    wait for one that never comes, and there is nothing to agree on or to save yet. Launchers repeat the
+    signal that the terminal has already sent, so what follows within `REPEAT_S` counts as the same request.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

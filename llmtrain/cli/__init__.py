@@ -147,14 +147,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from llmtrain.plan.prepared import prepare
 
     world = world_from_environment(os.environ)
-    if arguments.ranks is not None and world.launcher != "none":
+    if arguments.ranks is not None and world.size > 1:
         fix = f"this is one of {world.size} ranks that {world.launcher} has started; leave --ranks out"
+        if world.launcher == "slurm":
+            fix += ", or take a shell that is one task: srun --ntasks 1 --pty bash"
         raise ConfigError(Problem("--ranks", arguments.ranks, "command line", fix))
     ranks = 1 if arguments.ranks is None else arguments.ranks
     at_least(1, {"--ranks": ranks})
     command = [arguments.run, *arguments.overrides, "--resume", arguments.resume]
     command += ["--debug"] if arguments.debug else []
-    if world.launcher != "none" or ranks == 1:
+    if ranks == 1:  # the rank of a launcher, too; the one task of a shell or a pod may have ranks of its own
         from llmtrain.train import main as train_rank
 
         return train_rank(command)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmtrain.config.merge import merge
+from llmtrain.config.shipped import shipped_folder
 from llmtrain.config.template import AUTO, Template, read_template
 from llmtrain.errors import ConfigError, Problem
 
@@ -52,14 +53,15 @@ def _origin(field: str) -> str:
 def _unsupported(environ: Mapping[str, str]) -> list[Problem]:
     """Strategies of accelerate other than DeepSpeed, and settings that llmtrain has of its own."""
     problems = []
-    for variable, what in (
-        ("ACCELERATE_USE_FSDP", "FSDP"),
-        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
-        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
+    for variable, key, value in (
+        ("ACCELERATE_USE_FSDP", "distributed_type", "FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "distributed_type", "MEGATRON_LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism_config", None),
     ):
         if environ.get(variable, "false").lower() == "true":
-            fix = f"llmtrain shards through DeepSpeed; use launch/accelerate/zero3.yaml instead of {what}"
-            problems.append(Problem(variable, "true", SOURCE, fix))
+            file = shipped_folder() / "launch" / "accelerate" / "zero3.yaml"
+            fix = f"llmtrain shards through DeepSpeed; in accelerate's file, write what {file} says"
+            problems.append(Problem(key, value, SOURCE, fix))
     dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() not in ("no", ""):
         fix = "compilation is chosen by `kernels` in the run; remove dynamo_config from accelerate's file"

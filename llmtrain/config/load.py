@@ -18,6 +18,7 @@ from llmtrain.config.problems import describe, drop_failed
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.schema_keys import section_at, unknown_key
 from llmtrain.config.secrets import secret_problems
+from llmtrain.config.shipped import recipe
 from llmtrain.config.yaml_lines import Document, KeyPath, dotted, parse_scalar, read_yaml
 from llmtrain.errors import ConfigError, Problem
 
@@ -47,7 +48,7 @@ LoadedRun = Loaded[RunConfig]
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The run that `path` describes. Raises ConfigError with every problem found."""
+    """The run that `path`, or a recipe's name, describes. Raises ConfigError with every problem found."""
     return load_yaml_model(path, RunConfig, overrides)
 
 
@@ -55,7 +56,7 @@ def load_yaml_model(
     path: str | Path, model_class: type[Model], overrides: Sequence[str] = ()
 ) -> Loaded[Model]:
     """Any pydantic model from YAML and overrides, as strictly as a run. Raises ConfigError."""
-    document = read_yaml(path)
+    document = read_yaml(recipe(path))
     content: dict[str, Any] = copy.deepcopy(document.content)
     problems: list[Problem] = []
     from_command_line: set[KeyPath] = set()

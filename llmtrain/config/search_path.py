@@ -1,8 +1,8 @@
 """Files beside the run file are data: Python never takes one of them for a module that it wants to import.
 
-`python -m` searches the working folder first, so that a corpus with a `tokenizers.py`, a `statistics.py` or a
-folder `datasets/` in it would be executed. Only `sys` and `os` are imported at the top: any other module might
-be such a file.
+`python -m` searches the working folder first, so that a corpus with a `tokenizers.py`, a `statistics.py` or
+a folder `datasets/` in it would be executed. Only `sys` and `os` are imported at the top: any other module
+might be such a file.
 """
 
 import os
@@ -55,8 +55,10 @@ def shadow_warnings(launcher: str) -> list[str]:
         package = os.path.isfile(os.path.join(entry, "__init__.py"))
         spec = find_spec(name) if name.isidentifier() and (kind == ".py" or package) else None
         if spec is not None and os.getcwd() != ROOT:
-            found.append(f"{entry} has the name of a module that Python has: {launcher}'s own processes "
-                         f"may execute it; move it away, or set {SAFE}=1 (Python 3.11 and later)")  # fmt: skip
+            found.append(
+                f"{entry} has the name of a module that Python has: {launcher}'s own processes may execute "
+                f"it; move it away, or set {SAFE}=1 (Python 3.11 and later)"
+            )
     return found
 
 

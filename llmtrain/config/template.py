@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import llmtrain
+from llmtrain.config import shipped
 from llmtrain.config.keys import REMOVED, REMOVED_ZERO, RENAMED, TOP, Key
 from llmtrain.config.secrets import secret_problems
+from llmtrain.config.shipped import named, places
 from llmtrain.errors import ConfigError, Problem, nearest
 
 AUTO = "auto"
@@ -44,45 +44,30 @@ class Template:
         return None if place == AUTO else place
 
 
-def template_folders() -> tuple[Path, ...]:
-    """Where names are looked up: ds_configs/ here, in the checkout, and where a wheel installs them."""
-    checkout = Path(llmtrain.__file__).parent.parent
-    return Path("ds_configs"), checkout / "ds_configs", Path(sys.prefix, "share/llmtrain/ds_configs")
-
-
 def known_templates() -> list[str]:
     """The names that `deepspeed:` takes without a path."""
-    return sorted({file.stem for folder in template_folders() for file in folder.glob("*.json")})
+    return sorted({file.stem for folder in places("ds_configs") for file in folder.glob("*.json")})
 
 
 def _find(name_or_path: str) -> Path:
-    if name_or_path.endswith(".json") or "/" in name_or_path:
-        path = Path(name_or_path)
-        if path.is_file():
-            return path
-        fix = "there is no such file; give a path to a DeepSpeed JSON file, or one of "
-        raise ConfigError(Problem("deepspeed", name_or_path, "run", fix + ", ".join(known_templates())))
-    for folder in template_folders():
-        path = folder / f"{name_or_path}.json"
-        if path.is_file():
-            return path
+    is_path = name_or_path.endswith(".json") or "/" in name_or_path
+    if is_path and Path(name_or_path).is_file():
+        return Path(name_or_path)
+    found = named(name_or_path, "ds_configs", ".json")
+    if found is not None:
+        return found
     known = known_templates()
+    if is_path:
+        fix = "there is no such file; give a path to a DeepSpeed JSON file, or one of "
+        raise ConfigError(Problem("deepspeed", name_or_path, "run", fix + ", ".join(known)))
     fix = f"no such strategy; {nearest(name_or_path, known) or 'known: ' + ', '.join(known)}"
     raise ConfigError(Problem("deepspeed", name_or_path, "run", fix + ", or give a path to a JSON file"))
-
-
-def _shown(path: Path) -> str:
-    """A path as the reader knows it: relative to the working directory where that is shorter."""
-    for base in (Path.cwd(), path.resolve().parent.parent):
-        if path.is_absolute() and path.is_relative_to(base) and path.parent.name == "ds_configs":
-            return str(path.relative_to(base))
-    return str(path)
 
 
 def read_template(name_or_path: str) -> Template:
     """Reads a strategy by name or path; only the file itself is judged. Raises ConfigError."""
     path = _find(name_or_path)
-    shown = _shown(path)
+    shown = shipped.shown(path)
 
     def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]

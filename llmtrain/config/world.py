@@ -39,6 +39,9 @@ _FAMILIES = (
 )
 
 
+_INTERACTIVE_STEP = "4294967290"  # SLURM_STEP_ID of the shell that salloc gives: no rank was started there
+
+
 def _launcher(environ: Mapping[str, str]) -> str:
     """Who set RANK and WORLD_SIZE. accelerate launches through torchrun or deepspeed, so it comes first."""
     if "LLMTRAIN_LAUNCHER" in environ:
@@ -74,7 +77,7 @@ def world_from_environment(environ: Mapping[str, str]) -> World:
     Raises ConfigError when the variables contradict each other.
     """
     for family, rank_names, size_names, local_rank_names, local_size_names in _FAMILIES:
-        if family == "slurm" and "SLURM_STEP_ID" not in environ:
+        if family == "slurm" and environ.get("SLURM_STEP_ID", _INTERACTIVE_STEP) == _INTERACTIVE_STEP:
             continue
         problems: list[Problem] = []
         rank = _number(environ, rank_names, problems)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from llmtrain.config import shipped
 from llmtrain.errors import ConfigError, Problem
 
 KeyPath = tuple[str, ...]  # ("data", "train", "0", "path")
@@ -93,7 +94,7 @@ def parse_scalar(text: str) -> Any:
 
 def read_yaml(path: str | Path) -> Document:
     """Reads a mapping; a file that is missing, empty, broken or something else is a ConfigError."""
-    shown = str(path)
+    shown = shipped.shown(Path(path))
 
     def refuse(fix: str, line: int | None = None) -> ConfigError:
         return ConfigError(Problem("file", shown, shown if line is None else f"{shown}:{line}", fix))

@@ -50,7 +50,7 @@ class TorchComm:
         return values
 
     def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` summed over all ranks on the device, by the backend that gradients take (NCCL on a GPU)."""
+        """`values` summed over all ranks on the device, by the backend of gradients (NCCL on a GPU)."""
         there = values.to(self.device)
         dist.all_reduce(there)
         return there

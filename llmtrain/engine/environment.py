@@ -60,7 +60,9 @@ def start(
     timeout = datetime.timedelta(seconds=timeout_s)
     _give_every_group(timeout)
     if device == "cuda":
-        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())  # slurm may show each task its own
+        torch.cuda.set_device(
+            world.local_rank % torch.cuda.device_count()
+        )  # slurm may show each task its own
         _free_memory_by_torch()
     if not torch.distributed.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
@@ -146,7 +148,7 @@ def interface_to(address: str) -> str:
 
 
 def _free_memory_by_torch() -> None:
-    """DeepSpeed asks NVML, by numbers from CUDA_VISIBLE_DEVICES, which may as well hold names (UUIDs, MIG)."""
+    """DeepSpeed asks NVML, by numbers in CUDA_VISIBLE_DEVICES, which may hold names as well (UUIDs, MIG)."""
     import torch
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 

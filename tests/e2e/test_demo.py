@@ -56,5 +56,5 @@ def test_the_demo_is_what_it_is_said_to_be() -> None:
 def test_a_demo_without_its_recipes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "RECIPE", "nowhere.yaml")
-    with pytest.raises(InputError, match="recipes/nowhere.yaml was not found"):
+    with pytest.raises(InputError, match="recipes/nowhere.yaml.*no recipe of this name"):
         demo.demo(2)

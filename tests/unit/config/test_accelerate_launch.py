@@ -112,7 +112,13 @@ def test_the_same_strategy_twice_is_fine(tmp_path: Path) -> None:
         ),
         ([], {"DEEPSPEED_ZERO_STAGE": "two"}, "zero_stage = 'two' (accelerate): must be a number"),
         ([], {"DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme", "DEEPSPEED_ZERO_STAGE": "3"}, "NVMe path"),
-        ([], {"USE_FSDP": "true"}, "llmtrain shards through DeepSpeed"),
+        (
+            [],
+            {"USE_FSDP": "true"},
+            "distributed_type = 'FSDP' (accelerate): llmtrain shards through DeepSpeed; in accelerate's file, "
+            f"write what {ROOT / 'launch/accelerate/zero3.yaml'} says",
+        ),
+        ([], {"USE_PARALLELISM_CONFIG": "true"}, "parallelism_config (accelerate): llmtrain shards"),
         ([], {"DYNAMO_BACKEND": "INDUCTOR"}, "compilation is chosen by `kernels`"),
         ([], {"MIXED_PRECISION": "fp8"}, "DeepSpeed has no fp8 training"),
     ],

@@ -37,6 +37,10 @@ RANKS = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
             World(5, 8, 1, 4, "slurm"),
         ),
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, World(0, 1, 0, 1, "none")),
+        (  # the shell of salloc
+            {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"},
+            World(0, 1, 0, 1, "none"),
+        ),
         (
             {
                 "OMPI_COMM_WORLD_RANK": "1",

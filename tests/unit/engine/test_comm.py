@@ -62,7 +62,11 @@ def test_gloo_is_told_the_way_out_where_the_machines_name_leads_inside(
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(environment, "interface_to", lambda address: f"way-to-{address}")
-    for host, size, told in (("127.0.1.1", 4, "way-to-10.0.0.7"), ("10.0.0.3", 4, None), ("127.0.1.1", 2, None)):
+    for host, size, told in (
+        ("127.0.1.1", 4, "way-to-10.0.0.7"),
+        ("10.0.0.3", 4, None),
+        ("127.0.1.1", 2, None),
+    ):
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
         monkeypatch.setattr(socket, "gethostbyname", lambda _, host=host: host)
         environment._set_place(World(0, size, 0, 2, "slurm"), "cpu")
@@ -96,6 +100,8 @@ def test_the_proof_of_doctor_goes_the_way_of_gradients(monkeypatch: pytest.Monke
     asked: list[tuple[str, Any]] = []
     comm = object.__new__(TorchComm)
     comm.device, comm._group = "meta", "gloo's"
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group=None: asked.append((tensor.device.type, group)))
+    monkeypatch.setattr(
+        dist, "all_reduce", lambda tensor, group=None: asked.append((tensor.device.type, group))
+    )
     comm.sum_on_device(torch.ones(1))
     assert asked == [("meta", None)]

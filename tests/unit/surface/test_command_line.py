@@ -8,7 +8,9 @@ import pytest
 from small_runs import ROOT, write_run
 
 from llmtrain.cli import main
+from llmtrain.config.world import World, world_from_environment
 from llmtrain.errors import ConfigError
+from llmtrain.launch import rank_environment
 
 VERBS = ("data", "train", "eval", "export", "generate", "plan", "doctor", "demo")
 HEAVY = ("torch", "transformers", "deepspeed", "datasets")
@@ -121,7 +123,35 @@ def test_ranks_are_not_started_inside_a_rank(
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     assert main(["train", str(write_run(tmp_path, tmp_path)), "--ranks", "2"]) == 2
-    assert "2 ranks that torchrun has started" in capsys.readouterr().err
+    assert "2 ranks that torchrun has started; leave --ranks out\n" in capsys.readouterr().err
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name)
+    for name, value in {"STEP_ID": "0", "PROCID": "3", "NTASKS": "4"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main(["train", str(write_run(tmp_path, tmp_path)), "--ranks", "2"]) == 2
+    assert "leave --ranks out, or take a shell that is one task: srun --ntasks 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},  # srun --pty bash
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "pod-0"},  # a pod of one
+        {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    ],
+)
+def test_one_task_is_a_shell_in_which_ranks_are_started(
+    tmp_path: Path, own_dataset: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    asked = []
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("llmtrain.launch.launch", lambda *words: asked.append(words[1]) or 0)
+    assert main(["train", str(write_run(tmp_path, own_dataset)), "--ranks", "2"]) == 0
+    assert asked == [2]
+    told = rank_environment(1, 2, 5, environ)
+    assert world_from_environment(told) == World(1, 2, 1, 2, "llmtrain")
+    assert (told["MASTER_ADDR"], "TORCHELASTIC_USE_AGENT_STORE" in told) == ("127.0.0.1", False)
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:
