@@ -188,7 +188,7 @@ def choose_engine(folder: Path, wanted: str, texts: Iterable[str]) -> Choice:
 
 def _fix(reason: str) -> str:
     if reason == NOT_INSTALLED:
-        return f"{reason}: `pip install 'llmtrain[fast-tokenizers]'`, or say auto"
+        return f"{reason}: `pip install gigatoken tiktoken`, or say auto"
     return f"{reason}; say auto, or tokenizers"
 
 

@@ -87,9 +87,8 @@ def _versions() -> list[Finding]:
     text = ", ".join(f"{name} {number}" for name, number in found.items())
     findings = [Finding("versions", "good", text), Finding("python", "good", sys.executable)]
     if missing:
-        findings.append(
-            Finding("packages", "bad", f"not installed: {', '.join(missing)}; run: pip install llmtrain")
-        )
+        names = " ".join(missing)
+        findings.append(Finding("packages", "bad", f"not installed; run: pip install {names}"))
     return findings
 
 

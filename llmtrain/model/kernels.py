@@ -78,7 +78,7 @@ def missing_for_triton() -> list[str]:
     """What stands between this machine and Liger's Triton kernels; Triton compiles a launcher in C."""
     missing = []
     if importlib.util.find_spec("liger_kernel") is None:
-        missing.append("the liger-kernel package (pip install 'llmtrain[gpu]')")
+        missing.append("the liger-kernel package (pip install liger-kernel)")
     if importlib.util.find_spec("triton") is None:
         missing.append("the triton package")
     if not c_compiler():

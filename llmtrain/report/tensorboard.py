@@ -15,7 +15,7 @@ def check_installed(plan: Plan) -> None:
     """Raises ConfigError when the run wants TensorBoard and it is not there; asked before any work."""
     if plan.run.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         origin = plan.origins["log.tensorboard"]
-        fix = "the tensorboard package is not installed; run: pip install 'llmtrain[tensorboard]'"
+        fix = "the tensorboard package is not installed; run: pip install tensorboard"
         raise ConfigError(Problem("log.tensorboard", True, origin, fix))
 
 
