@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.search_path import shadow_warnings
 from llmtrain.config.secrets import redact
+from llmtrain.config.streams import steady_streams
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
@@ -290,6 +291,7 @@ def work(
 def main(argv: Sequence[str] | None = None) -> int:
     """The rank's entry; returns its exit status. With other ranks, a failure ends the process at once."""
     stop = StopRequest().listen()  # before torch is imported: a request is never lost
+    steady_streams(stdout=True)
     arguments = _parser().parse_intermixed_args(argv)
     world = None
     try:

@@ -18,11 +18,13 @@ from llmtrain.cli.checkpoint import checkpoint_verb
 from llmtrain.cli.data import data_verb
 from llmtrain.cli.options import Actions, Verb, add_verb, at_least
 from llmtrain.config.secrets import redact
+from llmtrain.config.streams import steady_streams
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
+    steady_streams()
     sys.excepthook = _without_secrets
     arguments = _arguments(argv)
     verb: Verb = arguments.verb
@@ -146,6 +148,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from llmtrain.launch import launch, likely_device
     from llmtrain.plan.prepared import prepare
 
+    steady_streams(stdout=True)
     world = world_from_environment(os.environ)
     if arguments.ranks is not None and world.size > 1:
         fix = f"this is one of {world.size} ranks that {world.launcher} has started; leave --ranks out"
@@ -243,5 +246,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from llmtrain.demo import demo
 
+    steady_streams(stdout=True)
     at_least(1, {"--ranks": arguments.ranks})
     return demo(arguments.ranks, arguments.overrides)

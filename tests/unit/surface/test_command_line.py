@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,40 @@ def test_an_interrupted_build_says_that_it_can_go_on(capsys: pytest.CaptureFixtu
     monkeypatch.setattr("data_prep.build.build", interrupted)
     assert main(["data", "build", "corpus.yaml"]) == 130
     assert capsys.readouterr().err == "interrupted: what is done is kept, the same command goes on\n"
+
+
+PRINTS = """
+import os, sys
+from llmtrain.config.streams import steady_streams
+steady_streams(stdout=True)
+for number in (1, 2):
+    stream = sys.stdout if number == 1 else sys.stderr
+    for line in range(3):
+        print("step", line, "日本", file=stream, flush=True)
+    os.write(number, b"raw")
+file = open("file", "w")
+sys.exit(0 if file.fileno() > 2 else 5)
+"""
+
+
+@pytest.mark.parametrize("ends", ["| head -n 0", ">&- 2>&-", "> /dev/full", "> out.txt"])
+def test_work_outlasts_whoever_reads_what_it_prints(tmp_path: Path, ends: str) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS, encoding="utf-8")
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} prints.py {ends}; echo ${{PIPESTATUS[0]}} > status"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (tmp_path / "status").read_text() == "0\n", done.stderr
+    assert (tmp_path / "file").read_text() == "", "a library's prints went into a file"
+    if "out" in ends:
+        assert (tmp_path / "out.txt").read_text() == "step 0 \\u65e5\\u672c\n" + "".join(
+            f"step {line} \\u65e5\\u672c\n" for line in (1, 2)
+        ) + "raw"
+
+
+@pytest.mark.parametrize("ends", ["| head -n 1", ">&-", "2>&- | head -n 1"])
+def test_a_verb_that_prints_ends_quietly_with_its_reader(tmp_path: Path, ends: str) -> None:
+    command = f"{sys.executable} -m llmtrain plan 125m {ends}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
