@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.config.home import settle_home
 from llmtrain.config.search_path import shadow_warnings
 from llmtrain.config.secrets import redact
 from llmtrain.config.streams import steady_streams
@@ -292,6 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The rank's entry; returns its exit status. With other ranks, a failure ends the process at once."""
     stop = StopRequest().listen()  # before torch is imported: a request is never lost
     steady_streams(stdout=True)
+    settle_home()
     arguments = _parser().parse_intermixed_args(argv)
     world = None
     try:

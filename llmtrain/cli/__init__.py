@@ -17,6 +17,7 @@ from llmtrain import __version__
 from llmtrain.cli.checkpoint import checkpoint_verb
 from llmtrain.cli.data import data_verb
 from llmtrain.cli.options import Actions, Verb, add_verb, at_least
+from llmtrain.config.home import settle_home
 from llmtrain.config.secrets import redact
 from llmtrain.config.streams import steady_streams
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
@@ -25,6 +26,7 @@ from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
     steady_streams()
+    settle_home()
     sys.excepthook = _without_secrets
     arguments = _arguments(argv)
     verb: Verb = arguments.verb

@@ -11,8 +11,9 @@ from pathlib import Path
 
 
 def extension_folder() -> Path:
-    """Where torch keeps the extensions that it has compiled."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    """Where torch keeps the extensions that it has compiled; a user need not have a home."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", os.path.join(cache, "torch_extensions")))
 
 
 def build_locks() -> list[tuple[Path, float]]:
