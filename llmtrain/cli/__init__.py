@@ -16,6 +16,7 @@ from types import TracebackType
 from llmtrain import __version__
 from llmtrain.cli.checkpoint import checkpoint_verb
 from llmtrain.cli.data import data_verb
+from llmtrain.cli.init import init_verb
 from llmtrain.cli.options import Actions, Verb, add_verb, at_least
 from llmtrain.config.home import settle_home
 from llmtrain.config.secrets import redact
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llmtrain {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    init_verb(verbs)
     data_verb(verbs)
     checkpoint_verb(verbs)
     train = add_verb(verbs, "train", _train, "train a run, or go on with it")

@@ -1,4 +1,4 @@
-"""Nobody need read what is printed: a pipe or terminal that is gone, or an alphabet it lacks, ends no work."""
+"""Nobody need read what is printed: a pipe or terminal that is gone, or that lacks a letter, ends no work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def steady_streams(stdout: bool = False) -> None:
-    """Makes stderr, and with `stdout` that too, outlast its reader; both print what their encoding lacks as \\u.
+    """Makes stderr, and with `stdout` that too, outlast its reader; a letter that it lacks is escaped.
 
     A verb that only prints ends with its reader, so it leaves stdout as it is.
     """

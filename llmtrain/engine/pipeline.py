@@ -92,8 +92,8 @@ class StepLoss:
         self._factor, self._left, self._most, self._dp_group = factor, micros, most, dp_group
         self._total: torch.Tensor | None = None
         self.withheld = False
-        # DeepSpeed sends an evaluation's mean to ranks that await a list of one number, a step's to ranks that
-        # await a number; torch takes one for the other, but not under TORCH_DISTRIBUTED_DEBUG=DETAIL
+        # DeepSpeed sends an evaluation's mean to ranks that await a list of one number, a step's to ranks
+        # that await a number; torch takes one for the other, but not under TORCH_DISTRIBUTED_DEBUG=DETAIL
         self._shape = () if micros else (1,)
 
     def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

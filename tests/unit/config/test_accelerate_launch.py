@@ -115,8 +115,8 @@ def test_the_same_strategy_twice_is_fine(tmp_path: Path) -> None:
         (
             [],
             {"USE_FSDP": "true"},
-            "distributed_type = 'FSDP' (accelerate): llmtrain shards through DeepSpeed; in accelerate's file, "
-            f"write what {ROOT / 'launch/accelerate/zero3.yaml'} says",
+            "distributed_type = 'FSDP' (accelerate): llmtrain shards through DeepSpeed; in accelerate's "
+            f"file, write what {ROOT / 'launch/accelerate/zero3.yaml'} says",
         ),
         ([], {"USE_PARALLELISM_CONFIG": "true"}, "parallelism_config (accelerate): llmtrain shards"),
         ([], {"DYNAMO_BACKEND": "INDUCTOR"}, "compilation is chosen by `kernels`"),

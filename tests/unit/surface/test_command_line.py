@@ -13,7 +13,7 @@ from llmtrain.config.world import World, world_from_environment
 from llmtrain.errors import ConfigError
 from llmtrain.launch import rank_environment
 
-VERBS = ("data", "train", "eval", "export", "generate", "plan", "doctor", "demo")
+VERBS = ("init", "data", "train", "eval", "export", "generate", "plan", "doctor", "demo")
 HEAVY = ("torch", "transformers", "deepspeed", "datasets")
 
 
