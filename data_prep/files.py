@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from data_prep.corpus import SourceSection
 from data_prep.packings import CHUNK_BYTES, PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
+from llmtrain.config.hub_names import no_such_path
 from llmtrain.errors import DataError
 
 STDLIB_EXCLUDED = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
@@ -51,8 +52,8 @@ def list_files(source: SourceSection, field: str) -> list[SourceFile]:
         assert source.path is not None, "only path and stdlib sources have files"
         base, pattern = _base_and_pattern(source.path)
         excluded = source.exclude
-    wanted = re.compile(_glob_regex(pattern))
-    unwanted = [re.compile(_glob_regex(each)) for each in excluded]
+    wanted = re.compile(re.escape(pattern) if base.is_file() else glob_regex(pattern))
+    unwanted = [re.compile(f"{re.escape(each)}|{glob_regex(each)}") for each in excluded]
     found = []
     for path in [base] if base.is_file() else _walk(base):
         name = path.name if path == base else path.relative_to(base).as_posix()
@@ -60,23 +61,38 @@ def list_files(source: SourceSection, field: str) -> list[SourceFile]:
             found.append(SourceFile(path, name, path.stat().st_size))
     if not found:
         raise DataError(
-            f"{field} = {source.label!r}: no file there (seen from {os.getcwd()}): "
-            "correct the path or pattern"
+            f"{field} = {source.label!r}: {_why_none(source.path or '')}: correct the path or pattern"
         )
     return sorted(found, key=lambda file: file.name)
 
 
+def _why_none(path: str) -> str:
+    """Why a source has no file: its folder isn't there, holds none, or none that fits."""
+    base, pattern = _base_and_pattern(path)
+    if not base.exists():
+        return no_such_path(str(base), "dataset")
+    fits = "" if pattern == "**" else f" that fits {pattern}"
+    return f"no file there (seen from {os.getcwd()}){fits}"
+
+
 def _base_and_pattern(path: str) -> tuple[Path, str]:
-    """The folder above the first wildcard, and the rest; a plain folder means everything in it."""
+    """The folder above the first wildcard, and the rest; a plain folder means everything in it.
+
+    What lies there by the very name is no wildcard: `data [2024]/` is a folder, above a pattern too.
+    """
     parts = Path(os.path.expanduser(path)).parts
-    wild = next((k for k, part in enumerate(parts) if _WILD.search(part)), None)
-    if wild is None:
-        base = Path(*parts)
+    literal = 0
+    while literal < len(parts) and (
+        not _WILD.search(parts[literal]) or os.path.lexists(Path(*parts[: literal + 1]))
+    ):
+        literal += 1
+    base = Path(*parts[:literal])
+    if literal == len(parts):
         return base, base.name if base.is_file() else "**"
-    return Path(*parts[:wild]), "/".join(parts[wild:])
+    return base, "/".join(parts[literal:])
 
 
-def _glob_regex(pattern: str) -> str:
+def glob_regex(pattern: str) -> str:
     """A glob as a regular expression over `/`-separated names; `**` spans folders."""
     result, at = "", 0
     while at < len(pattern):

@@ -25,6 +25,7 @@ from data_prep.files import (
     split_chunks,
     survey,
 )
+from data_prep.layouts import is_saved, of_split
 from data_prep.packings import PACKINGS, DamagedFileError
 from data_prep.readers.columns import chosen_columns
 from data_prep.readers.delimited import read_delimited
@@ -33,6 +34,7 @@ from data_prep.readers.json_values import read_json
 from data_prep.readers.tables import read_arrow, read_parquet, within
 from data_prep.readers.tar import read_tar
 from data_prep.readers.warc import read_warc
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.errors import DataError
 
 Advance = Callable[[int], None]  # hears how many more bytes of the sources were read
@@ -74,17 +76,31 @@ class Source:
 def settle(section: SourceSection, number: int, advance: Advance) -> Source:
     """Finds a source's files and hashes them. Raises DataError when there is nothing to read."""
     field = f"sources.{number}"
-    if section.hub is not None and not Path(section.hub).is_dir():
+    if section.hub is not None and not Path(section.hub).expanduser().is_dir():
         revision = _hub_revision(section, field)
-        identity = json.dumps([section.hub, section.subset, section.split, revision])
+        identity = json.dumps([section.hub, section.subset, section.split or "train", revision])
         return Source(section, number, (), hashlib.sha256(identity.encode()).hexdigest(), revision)
-    where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
-    files = list_files(where, f"{field}.{'stdlib' if section.stdlib else 'hub' if section.hub else 'path'}")
+    files = _files_of(section, field)
     _refuse_unreadable(section, files, field)
     _refuse_without_effect(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
     return Source(section, number, tuple(surveyed), content_digest(surveyed))
+
+
+def _files_of(section: SourceSection, field: str) -> list[SourceFile]:
+    """The files that are read of a `path`, a `stdlib` or a Hub dataset that lies here."""
+    if section.stdlib:
+        return list_files(section, f"{field}.stdlib")
+    place = f"{field}.{'hub' if section.hub else 'path'}"
+    where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
+    if section.hub is not None and section.revision is not None:
+        raise DataError(f"{field}.revision: {section.hub} is a folder here, which has none: leave it out")
+    if section.hub is not None and is_saved(Path(section.hub).expanduser()):
+        raise DataError(f"{place} = {section.hub!r} was written by `save_to_disk`: give it by `path`")
+    files = list_files(where, place)
+    formats = [(file, _format_of(section, file.path)) for file in files]
+    return of_split(formats, section, f"{place} = {section.hub or section.path!r}")
 
 
 def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: str) -> None:
@@ -229,9 +245,9 @@ def _read_hub(source: Source, longest: int) -> Iterator[Record]:
     field = f"sources.{source.number}.hub = {name!r}"
     try:
         rows = _datasets().load_dataset(
-            section.hub,
+            os.path.expanduser(section.hub or ""),
             section.subset,
-            split=section.split,
+            split=section.split or "train",
             revision=source.revision,
             streaming=section.streaming,
         )
@@ -247,6 +263,8 @@ def _hub_revision(section: SourceSection, field: str) -> str:
     """The commit that a Hub dataset's revision stands for now, so that the build reads only that."""
     from huggingface_hub import HfApi
 
+    if looks_like_a_path(section.hub or ""):
+        raise DataError(f"{field}.hub = {section.hub!r}: {no_such_path(section.hub or '', 'dataset')}")
     try:
         commit = HfApi().dataset_info(section.hub or "", revision=section.revision).sha
     except Exception as error:

@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
 from llmtrain.errors import DataError
@@ -85,8 +86,11 @@ def find_tokenizer(section: TokenizerSection) -> Path:
     Raises DataError when there is none, or none that `tokenizers` can load.
     """
     assert section.source is not None, "a tokenizer to be trained can't be found"
-    folder = Path(section.source)
+    folder = Path(section.source).expanduser()
     if not folder.is_dir():
+        if looks_like_a_path(section.source):
+            said = "it is a file: give its folder" if folder.exists() else no_such_path(section.source)
+            raise DataError(f"tokenizer.source = {section.source!r}: {said}")
         folder = _fetch(section.source, section.revision)
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
