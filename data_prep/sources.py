@@ -26,7 +26,7 @@ from data_prep.files import (
     survey,
 )
 from data_prep.layouts import is_saved, of_split
-from data_prep.packings import PACKINGS, DamagedFileError
+from data_prep.packings import OF_TAR, DamagedFileError, named_packing, packing_of
 from data_prep.readers.columns import chosen_columns
 from data_prep.readers.delimited import read_delimited
 from data_prep.readers.html import installed
@@ -35,16 +35,17 @@ from data_prep.readers.tables import read_arrow, read_parquet, within
 from data_prep.readers.tar import read_tar
 from data_prep.readers.warc import read_warc
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
+from llmtrain.data.pointers import FETCH, POINTER, points
 from llmtrain.errors import DataError
 
 Advance = Callable[[int], None]  # hears how many more bytes of the sources were read
 _FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson", ".ldjson", ".jl"), "jsonl"),
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".pq": "parquet",
     ".arrow": "arrow",
     ".html": "html",
     ".htm": "html",
@@ -85,7 +86,18 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
     _refuse_without_effect(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
+    _refuse_pointers(section, surveyed, field)
     return Source(section, number, tuple(surveyed), content_digest(surveyed))
+
+
+def _refuse_pointers(section: SourceSection, files: list[SourceFile], field: str) -> None:
+    """Raises DataError when files of data are pointers of git-lfs; among files of text each is bad input."""
+    found = [file for file in files if file.really == POINTER and _format_of(section, file.path) != "text"]
+    if found:
+        raise DataError(
+            f"{field}: {len(found)} of {len(files)} files are {POINTER}s, not the files (such as "
+            f"{found[0].path}): {FETCH}"
+        )
 
 
 def _files_of(section: SourceSection, field: str) -> list[SourceFile]:
@@ -145,12 +157,12 @@ def chunk_bytes(total: int) -> int:
 
 def _separator_of(section: SourceSection, file: SourceFile) -> bytes | None:
     """What ends a record in a file that can be read from any record on; None for any other file."""
-    if file.path.suffix in PACKINGS:
-        return None
     form = _format_of(section, file.path)
+    if form not in ("jsonl", "text") or packing_of(file.path) is not None:
+        return None
     if form == "jsonl":
         return b"\n"
-    return section.separator.encode() if form == "text" and section.separator is not None else None
+    return section.separator.encode() if section.separator is not None else None
 
 
 def read_source(
@@ -183,9 +195,12 @@ def _read_file(
 ) -> Iterator[tuple[Encoding, Record]]:
     """The records of one file, or of a part of one, by its format."""
     form = _format_of(section, file.path)
+    if form == "text" and points(file.path):
+        yield "text", Record(Damage(POINTER, FETCH), file.name)
+        return
     chunks = read_chunks(file.path, advance, file.start, file.end)
     if form in ("parquet", "arrow"):
-        if file.path.suffix in PACKINGS:
+        if packing_of(file.path) is not None:
             yield "row", Record(Damage(f"packed {form} file", "unpack it"), file.name)
         else:
             read = read_parquet if form == "parquet" else read_arrow
@@ -215,7 +230,9 @@ def _encoded(encoding: Encoding, records: Iterator[Record]) -> Iterator[tuple[En
 def _format_of(section: SourceSection, path: Path) -> str:
     if section.format != "auto":
         return section.format
-    suffix = Path(path.stem).suffix if path.suffix in PACKINGS else path.suffix
+    if path.suffix.lower() in OF_TAR:
+        return "tar"
+    suffix = Path(path.stem).suffix if named_packing(path) is not None else path.suffix
     return _FORMATS.get(suffix.lower(), "text")
 
 

@@ -21,6 +21,7 @@ from data_prep.engines import Engine
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -92,6 +93,7 @@ def find_tokenizer(section: TokenizerSection) -> Path:
             said = "it is a file: give its folder" if folder.exists() else no_such_path(section.source)
             raise DataError(f"tokenizer.source = {section.source!r}: {said}")
         folder = _fetch(section.source, section.revision)
+    refuse_pointer(folder / "tokenizer.json")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"tokenizer.source = {section.source!r} has no tokenizer.json: convert it once with "

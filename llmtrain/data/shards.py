@@ -29,6 +29,7 @@ from types import TracebackType
 
 import numpy as np
 
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -207,6 +208,7 @@ class Shard:
         for path in (bin_path, idx_path, *([mask_path(prefix)] if masked else [])):
             if not path.is_file():
                 raise DataError(f"{path} is missing: {REBUILD}")
+            refuse_pointer(path)
         self.prefix = prefix
         self.dtype, lengths, starts = _read_index(idx_path)
         expected = int(lengths.sum()) * self.dtype.itemsize
