@@ -37,8 +37,8 @@ _WILD = re.compile(r"[*?\[]")
 class SourceFile:
     """A file, and its name relative to its source, which is the same on every machine; or a part of one.
 
-    `survey` fills in `sha256`, `cuts`, `mtime_ns`, `really`. A part begins at byte `start`, before which `first`
-    records lie, and ends before byte `end` (None: with the file).
+    `survey` fills in `sha256`, `cuts`, `mtime_ns`, `really`. A part begins at byte `start`, before which
+    `first` records lie, and ends before byte `end` (None: with the file).
     """
 
     path: Path

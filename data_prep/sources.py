@@ -73,6 +73,17 @@ class Source:
         """Size of its files as they lie; 0 when nothing is known."""
         return sum(file.bytes for file in self.files)
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether some of its files are web pages, whose parsing is what takes the time."""
+        return any(_format_of(self.section, file.path) in ("html", "warc") for file in self.files)
+
+    @property
+    def file_is_document(self) -> bool:
+        """Whether each of its files is one document, which has the file's name."""
+        whole = ("html",) if self.section.separator is not None else ("html", "text")
+        return all(_format_of(self.section, file.path) in whole for file in self.files)
+
 
 def settle(section: SourceSection, number: int, advance: Advance) -> Source:
     """Finds a source's files and hashes them. Raises DataError when there is nothing to read."""

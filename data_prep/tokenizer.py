@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,20 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             refuse_link_out(source / name)
             shutil.copyfile(source / name, folder / name)
+
+
+def name_marks(folder: Path, marks: Mapping[str, str | None]) -> None:
+    """Says in a tokenizer folder which tokens are what (`eos_token`), as far as they are given.
+
+    So all who load it, and who export the model, end documents as the dataset does.
+    """
+    given = {role: token for role, token in marks.items() if token is not None}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if given and (path.is_file() or name == "tokenizer_config.json"):
+            content |= given
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""A file is what its first bytes say: packed, or a pointer of git-lfs; its name says its format, in capitals too."""
+"""A file is what its first bytes say, packed or a pointer of git-lfs; its name says its format, any case."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from text_files import PACKERS, jsonl, parquet, read, source, tar
 
 from data_prep.build import build
 from data_prep.convert import import_tokens
-from data_prep.tokenizer import find_tokenizer
 from data_prep.corpus import TokenizerSection
+from data_prep.tokenizer import find_tokenizer
 from llmtrain.data.shards import Shard
 from llmtrain.errors import DataError
 
