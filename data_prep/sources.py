@@ -139,7 +139,7 @@ def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: s
         if (form == "html" or (form == "warc" and ".wet" not in file.path.suffixes)) and not installed():
             raise DataError(
                 f"{field}: {file.path} is read by trafilatura, which is not installed: "
-                "pip install 'llmtrain[html]', or set format: text to keep the markup"
+                "pip install trafilatura lxml_html_clean, or set format: text to keep the markup"
             )
 
 

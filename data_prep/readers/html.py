@@ -1,6 +1,6 @@
 """The main text of a web page, without menus, footers and comments, as trafilatura finds it.
 
-An extra (`pip install trafilatura`): asked for by `format: html` or `warc`, or a file's suffix.
+Asked for by `format: html` or `warc`, or a file's suffix; `pip install trafilatura lxml_html_clean`.
 """
 
 from __future__ import annotations

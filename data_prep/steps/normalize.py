@@ -43,7 +43,7 @@ class Normalize(Section):
     @classmethod
     def _has_ftfy(cls, wanted: bool) -> bool:
         if wanted and importlib.util.find_spec("ftfy") is None:
-            raise ValueError("needs ftfy: pip install 'llmtrain[encoding]', or leave it out")
+            raise ValueError("needs ftfy: pip install ftfy, or leave it out")
         return wanted
 
 

@@ -44,5 +44,5 @@ def test_ray_tasks_give_the_same_bytes_and_tell_what_was_wrong(tmp_path, chunks,
 
 def test_ray_that_is_not_installed_is_asked_for(chunks, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"--on.*pip install 'llmtrain\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"--on.*pip install ray"):
         build(chunks, on="ray")

