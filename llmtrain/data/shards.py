@@ -29,6 +29,7 @@ from types import TracebackType
 
 import numpy as np
 
+from llmtrain.data.mapped import map_array
 from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
@@ -215,9 +216,7 @@ class Shard:
         actual = bin_path.stat().st_size
         if actual != expected:
             raise DataError(f"{bin_path} has {actual} bytes, its .idx says {expected}: {REBUILD}")
-        self.tokens = np.zeros(0, self.dtype)
-        if actual:
-            self.tokens = np.asarray(np.memmap(bin_path, self.dtype, mode="r"))
+        self.tokens = map_array(bin_path, self.dtype)
         self.mask = _map_mask(mask_path(prefix), len(self.tokens)) if masked else None
         self.ends = np.concatenate([[0], np.cumsum(lengths)])[starts[1:]].astype(np.int64)
 
@@ -237,7 +236,7 @@ def _map_mask(path: Path, tokens: int) -> np.ndarray:
     size = path.stat().st_size
     if size != tokens:
         raise DataError(f"{path} has {size} bytes, its shard has {tokens} tokens: {REBUILD}")
-    return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.zeros(0, np.uint8)
+    return map_array(path, np.dtype(np.uint8))
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
