@@ -32,7 +32,7 @@ $(RUNS): pyproject.toml constraints.txt
 	    || $(BIN)/pip install "$(TORCH)"; \
 	  else $(BIN)/pip install "$(TORCH)"; fi; \
 	fi
-	$(BIN)/pip install $(if $(TORCH),-c constraints.txt) -e '.[fast-tokenizers]'
+	$(BIN)/pip install $(if $(TORCH),-c constraints.txt) -e .
 	@touch $@
 
 $(INSTALLED): $(RUNS)

@@ -56,6 +56,7 @@ PHONES = (  # N is 2 to 9, D any digit
     "+34 6ND DDD DDD;Tel. |6ND DDD DDD;phone: |NDDDDDDDD;+39 06 NDDD DDDD;02 NDDD DDDD;"
     "+31 6 NDDDDDDD;06-NDDDDDDD;020-NDD DDDD;+55 11 9NDDD-DDDD;+91 9DDDD DDDDD;+86 138 DDDD DDDD;"
     "+813NDDDDDDD;03-NDDD-DDDD;(02) NDDD DDDD;+41 44 NDD DD DD;044 NDD DD DD;+351 21 NDD DDDD;"
+    "call |NDD-DDDD;call us at |NDDDDDDDDD;cell: |NDDDDDDDDD;"
     "+46 70 NDD DD DD;08-NDD DD DD;+48 22 NDD DD DD"
 )
 
@@ -343,6 +344,10 @@ LOOKALIKES: tuple[Callable[[random.Random], str], ...] = (
     lambda rng: (
         f"00{rng.randrange(41, 91)} 03{rng.randrange(100):02d} 03{rng.randrange(100):02d}"
     ),  # code points
+    lambda rng: f"{rng.randrange(2, 99)} recursive calls {digits(rng, 7)}",
+    lambda rng: rng.choice(("call #", "cell ", "the next call: ")) + digits(rng, 7),
+    lambda rng: f"1.0.{rng.randrange(4)}.{rng.randrange(20, 256)}",
+    lambda rng: f"{rng.randrange(1, 255)}.{rng.randrange(256)}.168.192.in-addr.arpa",
     lambda rng: f"pp. {rng.randrange(100, 999)}-{rng.randrange(1000, 1999)}",
     lambda rng: f"doi:10.{rng.randrange(1000, 9999)}/{digits(rng, 8)}",
 )

@@ -20,15 +20,18 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from data_prep.chain import passes_of
+from data_prep.autotokenizer import as_transformers_reads
+from data_prep.chain import Clock, passes_of
 from data_prep.chat.documents import SampleParser, template_sha256
-from data_prep.corpus import DEFAULT_EOS, CorpusConfig
+from data_prep.corpus import CorpusConfig
 from data_prep.crew import CLAIMS, Alone, Hands, Processes
-from data_prep.engines import choose_engine
 from data_prep.leases import Heart, holder, remove
+from data_prep.notes import notes_of
 from data_prep.output import MARK, publish, refuse_foreign, sole_builder, sync_folder
 from data_prep.passes import DECIDED, Progress, decide, finish_pass
 from data_prep.report import BuildReport
@@ -36,16 +39,12 @@ from data_prep.report_facts import write_report
 from data_prep.results import REJECTED
 from data_prep.sample import sample_train
 from data_prep.sources import Source, settle
+from data_prep.splits import refuse_empty_splits
 from data_prep.steps.step import BY_CONTENT
-from data_prep.tokenizer import (
-    copy_tokenizer,
-    describe_tokenizer,
-    find_tokenizer,
-    train_bpe,
-    write_trained,
-)
+from data_prep.tokenizer import find_tokenizer
+from data_prep.tokenizer_of_build import make_tokenizer
 from data_prep.work import Work, clear_work, open_work, refuse_no_work
-from data_prep.worker import TOKENIZER_ENTRY
+from data_prep.worker import PAGES
 from data_prep.write import Written, assemble, bytes_to_write, write_rejected
 from llmtrain.config.load import load_yaml_model
 from llmtrain.data.manifest import (
@@ -81,10 +80,13 @@ def build(
     tell = progress or _silent
     output = output_of(corpus)
     workers = workers_of(corpus)
-    began = time.monotonic()
-    with _readable_errors(corpus.folder), sole_builder(output):
-        sources = _settle_all(corpus, tell)
-        found = find_tokenizer(corpus.tokenizer) if corpus.tokenizer.source is not None else None
+    clock, began = Clock(), time.monotonic()
+    with _readable_errors(corpus.folder), sole_builder(output), TemporaryDirectory() as scratch:
+        with clock("finding and hashing the sources"):
+            sources = _settle_all(corpus, tell)
+            refuse_empty_splits(corpus, sources)
+        with clock("finding the tokenizer"):
+            found, notes = _found_tokenizer(corpus, Path(scratch))
         pipeline = _pipeline(corpus, sources, found)
         partial, rejected = work_folder(output), output.with_name(output.name + ".rejected")
         refuse_no_work(partial)
@@ -92,7 +94,8 @@ def build(
         if there is not None and (rejected.exists() or not corpus.keep_rejected):
             if (partial / BUILT).exists():  # killed after the dataset had its name
                 clear_work(partial)
-            return BuildReport(corpus.folder, there, reused=True, seconds=0.0, workers=workers)
+            said = tuple(_built_before(output).get("notes", ()))
+            return BuildReport(corpus.folder, there, reused=True, seconds=0.0, workers=workers, notes=said)
         _refuse_foreign_rejected(rejected, corpus)
         work = open_work(partial, corpus, sources, pipeline, overwrite)
         kept = work.check()
@@ -103,18 +106,23 @@ def build(
             heart.content, heart.sign = holder(), partial / MARK
             heart.beat()
             try:
-                tokenizer = _make_tokenizer(corpus, sources, found, work.folder, tell)
-                SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of any use?
-                _run_passes(work, workers, on, tell)
-                manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
+                with clock("making the tokenizer"):
+                    sample = sample_train(corpus, sources, work.folder / PAGES, workers)
+                    tokenizer = make_tokenizer(corpus, found, sample, work.folder, tell)
+                    SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of any use?
+                with clock("passes over the text"):
+                    _run_passes(work, workers, on, tell)
+                with clock("writing shards"):
+                    manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
             finally:
                 heart.sign = None
+            notes = (*notes_of(corpus, sources, written, tokenizer.engine), *notes)
             seconds = time.monotonic() - began
-            _write_built(work, manifest, written, seconds, workers)
+            _write_built(work, manifest, written, _Spent(seconds, workers, clock.seconds, notes))
             (partial / BUILT).touch()
             _publish(work, output, rejected)
             clear_work(partial)
-    return BuildReport(corpus.folder, manifest, False, seconds, workers, kept)
+    return BuildReport(corpus.folder, manifest, False, seconds, workers, kept, notes, written.read_bytes)
 
 
 def output_of(corpus: CorpusConfig) -> Path:
@@ -227,13 +235,42 @@ def _write_dataset(
     return manifest, written
 
 
-def _write_built(work: Work, manifest: Manifest, written: Written, seconds: float, workers: int) -> None:
+@dataclass(frozen=True)
+class _Spent:
+    """What a build took: seconds of the clock in all and by stage; and what is to be said of it."""
+
+    seconds: float
+    workers: int
+    stages: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def _found_tokenizer(corpus: CorpusConfig, scratch: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of the tokenizer, if it is to be one that exists, and what to say about it."""
+    if corpus.tokenizer.source is None:
+        return None, ()
+    proven = as_transformers_reads(find_tokenizer(corpus.tokenizer), corpus, scratch)
+    return proven.folder, proven.notes
+
+
+def _built_before(output: Path) -> dict[str, Any]:
+    """How the dataset that is there was built, if it says so."""
+    try:
+        return dict(json.loads((output / BUILT).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_built(work: Work, manifest: Manifest, written: Written, spent: _Spent) -> None:
     """How the build went, which differs from build to build, and the report."""
     folder = work.folder / "dataset"
     decided = [work.verdicts(number) / DECIDED for number in range(work.plan.passes - 1)]
     facts = {
-        "seconds": seconds,
-        "workers": workers,
+        "seconds": spent.seconds,
+        "workers": spent.workers,
+        "notes": spent.notes,
+        "read_bytes": written.read_bytes,
+        "seconds_by_stage": spent.stages,
         "seconds_by_step": dict(sorted(written.seconds.items())),
         "corpus_wide": [json.loads(path.read_text()) for path in decided],
         "chunks": work.plan.chunks,
@@ -319,48 +356,3 @@ def _already_there(output: Path, pipeline: dict[str, Any], overwrite: bool) -> M
     keys = dict.fromkeys([*pipeline, *manifest.pipeline])
     changed = [key for key in keys if pipeline.get(key) != manifest.pipeline.get(key)]
     raise DataError(f"{output} holds another dataset (it differs in {', '.join(changed)}): {ask}")
-
-
-def _make_tokenizer(
-    corpus: CorpusConfig, sources: Sequence[Source], found: Path | None, work: Path, tell: Progress
-) -> TokenizerEntry:
-    """The tokenizer of the dataset, made in the work folder or found there."""
-    entry = work / TOKENIZER_ENTRY
-    if entry.exists():
-        return TokenizerEntry.model_validate_json(entry.read_text())
-    remove(work / TOKENIZER)
-    described = _fill_tokenizer(corpus, sources, found, work / TOKENIZER, tell)
-    if corpus.kind == "text":  # fine-tuning data needs to know where in the text each token stands
-        tell("comparing tokenizer engines", 0, 0)
-        texts = sample_train(corpus, sources)
-        engine = choose_engine(work / TOKENIZER, corpus.tokenizer.engine, texts)
-        described = described.model_copy(update={"engine": str(engine)})
-    part = entry.with_suffix(".part")
-    part.write_text(described.model_dump_json())
-    for path in [part, *(work / TOKENIZER).iterdir()]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    part.rename(entry)
-    return described
-
-
-def _fill_tokenizer(
-    corpus: CorpusConfig, sources: Sequence[Source], found: Path | None, folder: Path, tell: Progress
-) -> TokenizerEntry:
-    section = corpus.tokenizer
-    if found is not None:
-        copy_tokenizer(found, folder)
-        return describe_tokenizer(folder, section, str(section.source), corpus.prepend_bos)
-    eos = section.eos or DEFAULT_EOS
-    done = 0
-
-    def followed() -> Iterator[str]:
-        nonlocal done
-        for text in sample_train(corpus, sources):
-            done += len(text)
-            tell("training the tokenizer", done, section.sample_bytes)
-            yield text
-
-    trained = train_bpe(followed(), section.vocab_size, eos, section.special)
-    write_trained(trained, folder, eos, section.special, section.bos)
-    return describe_tokenizer(folder, section, f"{corpus.name}-bpe", corpus.prepend_bos)

@@ -31,6 +31,7 @@ from llmtrain.data.manifest import (
     fingerprint,
     write_manifest,
 )
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.data.shards import token_dtype
 from llmtrain.data.vocabulary import token_bytes
 from llmtrain.errors import DataError
@@ -91,6 +92,8 @@ def _found(form: TokenFormat, name: str, paths: Sequence[str]) -> list[Path]:
         found = form.find(Path(path).expanduser())
         if not found:
             raise DataError(f"{path}: no {name} file there (formats: {', '.join(FORMATS)})")
+        for part in (part for file in found for part in form.parts(file)):
+            refuse_pointer(part)
         files += found
     return files
 

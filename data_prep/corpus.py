@@ -48,9 +48,12 @@ class SourceSection(Section):
     path       a file, a folder (every file below it), or a glob with `*`, `?`, `[…]` and `**`
     hub        a dataset on the Hub (or a local folder that `datasets` reads), read while it is fetched, or
                with `streaming: false` fetched first
+    split      of a dataset, the split that is read (of the Hub's, train unless it says another); of several,
+               `train+validation`. Files of several splits in a folder are refused until it says which
+    subset     of a Hub dataset, there or fetched, its configuration
     stdlib     the source text of the Python standard library of the running interpreter
-    format     auto goes by the suffix: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .html, .tar
-               (WebDataset), .warc, .wet; anything else is text; .gz, .zst, .bz2 and .xz on top
+    format     auto goes by the suffix: .jsonl, .jsonlines, .ndjson, .json, .csv, .tsv, .parquet, .arrow,
+               .html, .tar (WebDataset), .warc, .wet; anything else is text; .gz, .zst, .bz2 and .xz on top
     field      which field is the text, `body` or `page.body`; of several, the texts are joined by blank
                lines; of fine-tuning data, what its fields are called: {messages: conversations}
     meta       fields that go along for the steps, by their own names or as `new name: field`
@@ -69,7 +72,7 @@ class SourceSection(Section):
     meta: tuple[str, ...] | dict[str, str] = ()
     separator: str | None = Field(default=None, min_length=1)
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
     revision: str | None = None
     streaming: bool = True
     weight: Number = Field(default=1.0, gt=0)
@@ -79,7 +82,8 @@ class SourceSection(Section):
     def _one_of(self) -> SourceSection:
         if sum((self.path is not None, self.hub is not None, self.stdlib)) != 1:
             raise ValueError("give exactly one of path, hub and stdlib")
-        for name in ("subset", "split", "revision", "streaming") if self.hub is None else ():
+        unknown = () if self.hub is not None else ("revision", "streaming", "subset", "split")
+        for name in unknown if self.stdlib else unknown[:2]:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for a dataset on the Hub, and there is no hub: leave it out")
         if not self.field or "" in self.columns:
@@ -110,7 +114,9 @@ class SourceSection(Section):
         """The source as shown to people."""
         if self.stdlib:
             return "Python standard library"
-        return self.path or "/".join(part for part in (self.hub, self.subset, self.split) if part)
+        if self.path is not None:
+            return self.path + "".join(f" ({part})" for part in (self.subset, self.split) if part)
+        return "/".join(part for part in (self.hub, self.subset, self.split or "train") if part)
 
 
 class TokenizerSection(Section):

@@ -168,7 +168,7 @@ def _work_off(folder: Path, joined: bool, counts: Any, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     laborer = Laborer(folder, joined)
     for number in range(laborer.worker.work.plan.passes):
         queue = Queue(laborer.worker.work.queue(number))
@@ -190,7 +190,8 @@ def _work_off(folder: Path, joined: bool, counts: Any, place: int) -> None:
                 time.sleep(POLL_SECONDS)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -5,7 +5,7 @@
     tokenizers  everything; what it answers is what is right
 
 The other two are used only when they answered as `tokenizers` did on a part of the very corpus, on every kind
-of token and character, and on strings made to part them. They are an optional extra: `fast-tokenizers`.
+of token and character, and on strings made to part them. Without them a build says what it costs.
 """
 
 from __future__ import annotations

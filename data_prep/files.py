@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.corpus import SourceSection
-from data_prep.packings import CHUNK_BYTES, PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
+from data_prep.packings import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    PACKED_CHUNK_BYTES,
+    DamagedFileError,
+    named_packing,
+    packing_by,
+    unpack,
+)
+from llmtrain.config.hub_names import no_such_path
+from llmtrain.data.pointers import POINTER, is_pointer
 from llmtrain.errors import DataError
 
 STDLIB_EXCLUDED = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
@@ -27,8 +37,8 @@ _WILD = re.compile(r"[*?\[]")
 class SourceFile:
     """A file, and its name relative to its source, which is the same on every machine; or a part of one.
 
-    `survey` fills in `sha256`, `cuts` and `mtime_ns`. A part begins at byte `start`, before which `first`
-    records lie, and ends before byte `end` (None: with the file).
+    `survey` fills in `sha256`, `cuts`, `mtime_ns`, `really`. A part begins at byte `start`, before which
+    `first` records lie, and ends before byte `end` (None: with the file).
     """
 
     path: Path
@@ -40,6 +50,7 @@ class SourceFile:
     end: int | None = None
     first: int = 0
     mtime_ns: int = 0
+    really: str = ""  # what its first bytes say it is where its name says something else
 
 
 def list_files(source: SourceSection, field: str) -> list[SourceFile]:
@@ -51,8 +62,8 @@ def list_files(source: SourceSection, field: str) -> list[SourceFile]:
         assert source.path is not None, "only path and stdlib sources have files"
         base, pattern = _base_and_pattern(source.path)
         excluded = source.exclude
-    wanted = re.compile(_glob_regex(pattern))
-    unwanted = [re.compile(_glob_regex(each)) for each in excluded]
+    wanted = re.compile(re.escape(pattern) if base.is_file() else glob_regex(pattern))
+    unwanted = [re.compile(f"{re.escape(each)}|{glob_regex(each)}") for each in excluded]
     found = []
     for path in [base] if base.is_file() else _walk(base):
         name = path.name if path == base else path.relative_to(base).as_posix()
@@ -60,23 +71,38 @@ def list_files(source: SourceSection, field: str) -> list[SourceFile]:
             found.append(SourceFile(path, name, path.stat().st_size))
     if not found:
         raise DataError(
-            f"{field} = {source.label!r}: no file there (seen from {os.getcwd()}): "
-            "correct the path or pattern"
+            f"{field} = {source.label!r}: {_why_none(source.path or '')}: correct the path or pattern"
         )
     return sorted(found, key=lambda file: file.name)
 
 
+def _why_none(path: str) -> str:
+    """Why a source has no file: its folder isn't there, holds none, or none that fits."""
+    base, pattern = _base_and_pattern(path)
+    if not base.exists():
+        return no_such_path(str(base), "dataset")
+    fits = "" if pattern == "**" else f" that fits {pattern}"
+    return f"no file there (seen from {os.getcwd()}){fits}"
+
+
 def _base_and_pattern(path: str) -> tuple[Path, str]:
-    """The folder above the first wildcard, and the rest; a plain folder means everything in it."""
+    """The folder above the first wildcard, and the rest; a plain folder means everything in it.
+
+    What lies there by the very name is no wildcard: `data [2024]/` is a folder, above a pattern too.
+    """
     parts = Path(os.path.expanduser(path)).parts
-    wild = next((k for k, part in enumerate(parts) if _WILD.search(part)), None)
-    if wild is None:
-        base = Path(*parts)
+    literal = 0
+    while literal < len(parts) and (
+        not _WILD.search(parts[literal]) or os.path.lexists(Path(*parts[: literal + 1]))
+    ):
+        literal += 1
+    base = Path(*parts[:literal])
+    if literal == len(parts):
         return base, base.name if base.is_file() else "**"
-    return Path(*parts[:wild]), "/".join(parts[wild:])
+    return base, "/".join(parts[literal:])
 
 
-def _glob_regex(pattern: str) -> str:
+def glob_regex(pattern: str) -> str:
     """A glob as a regular expression over `/`-separated names; `**` spans folders."""
     result, at = "", 0
     while at < len(pattern):
@@ -109,14 +135,14 @@ def _walk(base: Path) -> Iterator[Path]:
 def read_chunks(
     path: Path, progress: Callable[[int], None] | None = None, start: int = 0, end: int | None = None
 ) -> Iterator[bytes]:
-    """The bytes of a file in pieces, unpacked by its suffix; `progress` hears of the packed bytes read.
+    """The bytes of a file in pieces, unpacked if it is packed; `progress` hears of the packed bytes read.
 
     `start` and `end` bound what is read of the file as it lies. Raises DamagedFileError where it can't go on.
     """
-    packing = PACKINGS.get(path.suffix)
-    size = PACKED_CHUNK_BYTES if packing else CHUNK_BYTES
     try:
         with open(path, "rb") as file:
+            packing = None if start else packing_by(file.read(HEAD_BYTES), path)
+            size = PACKED_CHUNK_BYTES if packing else CHUNK_BYTES
             file.seek(start)
             raw = _counted(_bounded(file, size, end), progress)
             yield from unpack(raw, packing) if packing else raw
@@ -185,17 +211,18 @@ def survey(
     def read(file: SourceFile) -> SourceFile:
         digest = hashlib.sha256(f"{file.name}\0{file.bytes}\0".encode("utf-8", "surrogateescape"))
         cutter = _Cutter(separator_of(file), cut_bytes)
-        mtime_ns = 0
+        mtime_ns, really = 0, ""
         try:
             with open(file.path, "rb") as opened:
                 mtime_ns = os.fstat(opened.fileno()).st_mtime_ns
                 while piece := opened.read(CHUNK_BYTES):
+                    really = really if cutter.at else _really(piece, file.path)
                     digest.update(piece)
                     cutter.add(piece)
         except OSError:
             digest.update(b"unreadable")
         cuts = cutter.before(file.bytes)
-        return replace(file, sha256=digest.hexdigest(), cuts=cuts, mtime_ns=mtime_ns)
+        return replace(file, sha256=digest.hexdigest(), cuts=cuts, mtime_ns=mtime_ns, really=really)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         surveyed = []
@@ -203,6 +230,14 @@ def survey(
             surveyed.append(file)
             progress(file.bytes)
     return surveyed
+
+
+def _really(head: bytes, path: Path) -> str:
+    """What a file is by its first bytes, if its name says something else."""
+    if is_pointer(head):
+        return POINTER
+    packing = packing_by(head, path)
+    return "" if packing is None or packing is named_packing(path) else packing.name
 
 
 def content_digest(files: Iterable[SourceFile]) -> str:
@@ -225,9 +260,9 @@ class _Cutter:
 
     def add(self, piece: bytes) -> None:
         """Takes in the next piece of the file."""
+        self.at += len(piece)
         if self.separator is None:
             return
-        self.at += len(piece)
         if len(self.separator) == 1:  # counting is much faster than splitting
             ended, rest = piece.count(self.separator), len(piece) - 1 - piece.rfind(self.separator)
         else:

@@ -1,4 +1,4 @@
-"""Packed files: gzip, zstd, bz2 and xz, unpacked in pieces of bounded size, bombs too."""
+"""Packed files: gzip, zstd, bz2 and xz, known by their first bytes, unpacked in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import zstandard
@@ -33,12 +34,46 @@ class Packing:
     feed: int = PACKED_CHUNK_BYTES
 
 
-PACKINGS = {
-    ".gz": Packing("gzip", lambda: zlib.decompressobj(wbits=31), feed=1 << 12),
-    ".zst": Packing("zstd", lambda: zstandard.ZstdDecompressor().decompressobj(), feed=256),
-    ".bz2": Packing("bz2", bz2.BZ2Decompressor),
-    ".xz": Packing("xz", lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)),
+GZIP = Packing("gzip", lambda: zlib.decompressobj(wbits=31), feed=1 << 12)
+ZSTD = Packing("zstd", lambda: zstandard.ZstdDecompressor().decompressobj(), feed=256)
+BZ2 = Packing("bz2", bz2.BZ2Decompressor)
+XZ = Packing("xz", lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES))
+SUFFIXES = {
+    **dict.fromkeys((".gz", ".gzip", ".bgz", ".dz"), GZIP),
+    **dict.fromkeys((".zst", ".zstd"), ZSTD),
+    ".bz2": BZ2,
+    ".xz": XZ,
 }
+OF_TAR = {".tgz": GZIP, ".tzst": ZSTD, ".tbz2": BZ2, ".txz": XZ}  # packing and format in one suffix
+_FIRST_BYTES = (
+    (b"\x1f\x8b\x08", GZIP),
+    (b"\x28\xb5\x2f\xfd", ZSTD),
+    (b"\xfd7zXZ\x00", XZ),
+    *((b"BZh%d1AY&SY" % level, BZ2) for level in range(1, 10)),
+)
+HEAD_BYTES = 16
+
+
+def packing_of(path: Path) -> Packing | None:
+    """How a file is packed: as its first bytes say, or else its suffix; None when it isn't."""
+    try:
+        with open(path, "rb") as file:
+            return packing_by(file.read(HEAD_BYTES), path)
+    except OSError:
+        return packing_by(b"", path)
+
+
+def packing_by(head: bytes, path: Path) -> Packing | None:
+    """As `packing_of`, of a file whose first HEAD_BYTES are known."""
+    return next((packing for magic, packing in _FIRST_BYTES if head.startswith(magic)), named_packing(path))
+
+
+def named_packing(path: Path) -> Packing | None:
+    """The packing that a name's suffix stands for, in capitals or not."""
+    suffix = path.suffix.lower()
+    return SUFFIXES.get(suffix) or OF_TAR.get(suffix)
+
+
 _BROKEN = (zlib.error, zstandard.ZstdError, lzma.LZMAError, ValueError, OSError)
 
 

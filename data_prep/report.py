@@ -19,6 +19,8 @@ class BuildReport:
     seconds: float
     workers: int
     kept: int = 0  # chunks that an earlier build had done
+    notes: tuple[str, ...] = ()  # what a person would want to know besides
+    read_bytes: int = 0  # of the sources, as they lie; 0 when unknown
 
     @property
     def text_bytes(self) -> int:
@@ -36,10 +38,13 @@ class BuildReport:
         how = "is up to date and was left as it is" if self.reused else f"built in {self.seconds:.1f} s"
         if self.seconds and not self.reused:
             hands = f"{self.workers} workers" if self.workers > 1 else "1 worker"
-            how += f", {self.text_bytes / self.seconds / 1e6:.2f} MB/s with {hands}"
+            if self.read_bytes:
+                how += f", {_rate(self.read_bytes, self.seconds)} read"
+            how += f", {_rate(self.text_bytes, self.seconds)} of text out, with {hands}"
         if self.kept:
             how += f", {self.kept:,} chunks of an earlier build kept"
-        lines = [f"{self.folder} {how}", ""]
+        lines = [f"{self.folder} {how}", "", *(f"note: {note}" for note in self.notes)]
+        lines += [""] if self.notes else []
         lines.append(f"{'':10}{'documents':>12}{'text MB':>12}{'tokens':>16}{'bytes/token':>14}")
         for name, split in manifest.splits.items():
             ratio = split.text_bytes / max(split.tokens, 1)
@@ -74,3 +79,7 @@ class BuildReport:
         if page.is_file():  # not beside datasets of older versions
             lines.append(f"more in {page}")
         return "\n".join(lines)
+
+
+def _rate(size: int, seconds: float) -> str:
+    return f"{size / 1e6:,.1f} MB ({size / seconds / 1e6:.2f} MB/s)"

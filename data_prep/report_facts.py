@@ -1,9 +1,9 @@
 """`report.json` and `report.html` in a dataset folder: what its build did to the text.
 
-{"format": "llmtrain-data-report", "content": {…}, "times": {…}}
+{"format": "llmtrain-data-report", "content": {…}, "notes": […], "times": {…}}
 
-`content` follows from the corpus alone, whoever built it; `times` tells of this one build. Neither is a part
-of the dataset: the fingerprint does not cover them, and `verify` does not look at them.
+`content` follows from the corpus alone, whoever built it; `notes` and `times` tell of this one build. None is
+a part of the dataset: the fingerprint does not cover them, and `verify` does not look at them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def write_report(
     report = {
         "format": FORMAT,
         "content": _content(corpus, manifest, written, built["corpus_wide"]),
+        "notes": built["notes"],
         "times": _times(built, manifest),
     }
     # a file's name may hold what is no Unicode
@@ -179,7 +180,11 @@ def _times(built: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     return {
         "seconds": built["seconds"],
         "workers": built["workers"],
+        "read_bytes": built["read_bytes"],
         "text_bytes": sum(split.text_bytes for split in manifest.splits.values()),
+        "by_stage": [
+            {"stage": name, "seconds": seconds} for name, seconds in built["seconds_by_stage"].items()
+        ],
         "by_step": steps,
         "deciding": [{"step": each["step"], "seconds": each["seconds"]} for each in built["corpus_wide"]],
     }

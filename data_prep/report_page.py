@@ -21,6 +21,7 @@ def page(report: Row) -> str:
     body = (
         _head(content),
         _totals(content, times),
+        _section("Notes", [tag("p", note) for note in report["notes"]]),
         _section("What became of the documents", _funnel(content)),
         _section("Lengths", _lengths(content["lengths"])),
         _section("Languages", _languages(content["languages"])),
@@ -78,9 +79,11 @@ def _totals(content: Row, times: Row) -> Markup:
     ]
     ratio = size["out"] / tokens["out"] if tokens["out"] else 0
     kept.append(("bytes per token", f"{ratio:.2f}", content["tokenizer"]["engine"]))
-    speed = f"{times['text_bytes'] / times['seconds'] / 1e6:.2f} MB/s" if times["seconds"] else ""
-    workers = f"{times['workers']} worker" + "s" * (times["workers"] != 1)
-    kept.append(("time", _duration(times["seconds"]), f"{workers}, {speed}"))
+    about = [f"{times['workers']} worker" + "s" * (times["workers"] != 1)]
+    for size, what in ((times["read_bytes"], "read"), (times["text_bytes"], "of text out")):
+        if size and times["seconds"]:
+            about.append(f"{size / times['seconds'] / 1e6:.2f} MB/s {what}")
+    kept.append(("time", _duration(times["seconds"]), ", ".join(about)))
     boxes = [tag("div", tag("dt", name), tag("dd", value), tag("small", more)) for name, value, more in kept]
     return tag("dl", boxes, class_="totals")
 
@@ -242,19 +245,34 @@ def _splits(content: Row) -> list[Markup]:
     return [_table(names, rows), tag("p", about, tag("code", tokenizer["eos"]), f", {tokenizer['engine']}.")]
 
 
-def _time(times: Row) -> list[Markup] | None:
+def _time(times: Row) -> list[Markup]:
+    whole = times["seconds"] or 1
+    stages = [
+        _row(
+            each["stage"],
+            f"{each['seconds']:,.2f}",
+            _percent(each["seconds"], whole),
+            bar(each["seconds"] / whole),
+        )
+        for each in times["by_stage"]
+    ]
+    parts = [
+        tag("p", "Seconds of the clock, by stage of the build."),
+        _table(("stage", "seconds", "share", ""), stages),
+    ]
     steps = [(f"pass {each['pass'] + 1}", each["step"], each["seconds"]) for each in times["by_step"]]
     steps += [("between passes", f"{each['step']}: deciding", each["seconds"]) for each in times["deciding"]]
     total = sum(seconds for *_, seconds in steps)
-    if not total:
-        return None
     steps.sort(key=lambda each: -each[2])
     rows = [
         _row(step, when, f"{seconds:,.2f}", _percent(seconds, total), bar(seconds / total))
         for when, step, seconds in steps
+        if total
     ]
-    note = "Seconds of all workers together, by what they were spent on."
-    return [tag("p", note), _table(("step", "", "seconds", "share", ""), rows)]
+    if rows:
+        parts.append(tag("p", "Seconds of all workers together in the passes, by what they were spent on."))
+        parts.append(_table(("step", "", "seconds", "share", ""), rows))
+    return parts
 
 
 def _table(names: Sequence[str], rows: Iterable[Markup]) -> Markup:

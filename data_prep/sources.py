@@ -25,7 +25,8 @@ from data_prep.files import (
     split_chunks,
     survey,
 )
-from data_prep.packings import PACKINGS, DamagedFileError
+from data_prep.layouts import is_saved, of_split
+from data_prep.packings import OF_TAR, DamagedFileError, named_packing, packing_of
 from data_prep.readers.columns import chosen_columns
 from data_prep.readers.delimited import read_delimited
 from data_prep.readers.html import installed
@@ -33,16 +34,18 @@ from data_prep.readers.json_values import read_json
 from data_prep.readers.tables import read_arrow, read_parquet, within
 from data_prep.readers.tar import read_tar
 from data_prep.readers.warc import read_warc
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
+from llmtrain.data.pointers import FETCH, POINTER, points
 from llmtrain.errors import DataError
 
 Advance = Callable[[int], None]  # hears how many more bytes of the sources were read
 _FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson", ".ldjson", ".jl"), "jsonl"),
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".pq": "parquet",
     ".arrow": "arrow",
     ".html": "html",
     ".htm": "html",
@@ -70,21 +73,57 @@ class Source:
         """Size of its files as they lie; 0 when nothing is known."""
         return sum(file.bytes for file in self.files)
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether some of its files are web pages, whose parsing is what takes the time."""
+        return any(_format_of(self.section, file.path) in ("html", "warc") for file in self.files)
+
+    @property
+    def file_is_document(self) -> bool:
+        """Whether each of its files is one document, which has the file's name."""
+        whole = ("html",) if self.section.separator is not None else ("html", "text")
+        return all(_format_of(self.section, file.path) in whole for file in self.files)
+
 
 def settle(section: SourceSection, number: int, advance: Advance) -> Source:
     """Finds a source's files and hashes them. Raises DataError when there is nothing to read."""
     field = f"sources.{number}"
-    if section.hub is not None and not Path(section.hub).is_dir():
+    if section.hub is not None and not Path(section.hub).expanduser().is_dir():
         revision = _hub_revision(section, field)
-        identity = json.dumps([section.hub, section.subset, section.split, revision])
+        identity = json.dumps([section.hub, section.subset, section.split or "train", revision])
         return Source(section, number, (), hashlib.sha256(identity.encode()).hexdigest(), revision)
-    where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
-    files = list_files(where, f"{field}.{'stdlib' if section.stdlib else 'hub' if section.hub else 'path'}")
+    files = _files_of(section, field)
     _refuse_unreadable(section, files, field)
     _refuse_without_effect(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
+    _refuse_pointers(section, surveyed, field)
     return Source(section, number, tuple(surveyed), content_digest(surveyed))
+
+
+def _refuse_pointers(section: SourceSection, files: list[SourceFile], field: str) -> None:
+    """Raises DataError when files of data are pointers of git-lfs; among files of text each is bad input."""
+    found = [file for file in files if file.really == POINTER and _format_of(section, file.path) != "text"]
+    if found:
+        raise DataError(
+            f"{field}: {len(found)} of {len(files)} files are {POINTER}s, not the files (such as "
+            f"{found[0].path}): {FETCH}"
+        )
+
+
+def _files_of(section: SourceSection, field: str) -> list[SourceFile]:
+    """The files that are read of a `path`, a `stdlib` or a Hub dataset that lies here."""
+    if section.stdlib:
+        return list_files(section, f"{field}.stdlib")
+    place = f"{field}.{'hub' if section.hub else 'path'}"
+    where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
+    if section.hub is not None and section.revision is not None:
+        raise DataError(f"{field}.revision: {section.hub} is a folder here, which has none: leave it out")
+    if section.hub is not None and is_saved(Path(section.hub).expanduser()):
+        raise DataError(f"{place} = {section.hub!r} was written by `save_to_disk`: give it by `path`")
+    files = list_files(where, place)
+    formats = [(file, _format_of(section, file.path)) for file in files]
+    return of_split(formats, section, f"{place} = {section.hub or section.path!r}")
 
 
 def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: str) -> None:
@@ -129,12 +168,12 @@ def chunk_bytes(total: int) -> int:
 
 def _separator_of(section: SourceSection, file: SourceFile) -> bytes | None:
     """What ends a record in a file that can be read from any record on; None for any other file."""
-    if file.path.suffix in PACKINGS:
-        return None
     form = _format_of(section, file.path)
+    if form not in ("jsonl", "text") or packing_of(file.path) is not None:
+        return None
     if form == "jsonl":
         return b"\n"
-    return section.separator.encode() if form == "text" and section.separator is not None else None
+    return section.separator.encode() if section.separator is not None else None
 
 
 def read_source(
@@ -167,9 +206,12 @@ def _read_file(
 ) -> Iterator[tuple[Encoding, Record]]:
     """The records of one file, or of a part of one, by its format."""
     form = _format_of(section, file.path)
+    if form == "text" and points(file.path):
+        yield "text", Record(Damage(POINTER, FETCH), file.name)
+        return
     chunks = read_chunks(file.path, advance, file.start, file.end)
     if form in ("parquet", "arrow"):
-        if file.path.suffix in PACKINGS:
+        if packing_of(file.path) is not None:
             yield "row", Record(Damage(f"packed {form} file", "unpack it"), file.name)
         else:
             read = read_parquet if form == "parquet" else read_arrow
@@ -199,7 +241,9 @@ def _encoded(encoding: Encoding, records: Iterator[Record]) -> Iterator[tuple[En
 def _format_of(section: SourceSection, path: Path) -> str:
     if section.format != "auto":
         return section.format
-    suffix = Path(path.stem).suffix if path.suffix in PACKINGS else path.suffix
+    if path.suffix.lower() in OF_TAR:
+        return "tar"
+    suffix = Path(path.stem).suffix if named_packing(path) is not None else path.suffix
     return _FORMATS.get(suffix.lower(), "text")
 
 
@@ -229,9 +273,9 @@ def _read_hub(source: Source, longest: int) -> Iterator[Record]:
     field = f"sources.{source.number}.hub = {name!r}"
     try:
         rows = _datasets().load_dataset(
-            section.hub,
+            os.path.expanduser(section.hub or ""),
             section.subset,
-            split=section.split,
+            split=section.split or "train",
             revision=source.revision,
             streaming=section.streaming,
         )
@@ -247,6 +291,8 @@ def _hub_revision(section: SourceSection, field: str) -> str:
     """The commit that a Hub dataset's revision stands for now, so that the build reads only that."""
     from huggingface_hub import HfApi
 
+    if looks_like_a_path(section.hub or ""):
+        raise DataError(f"{field}.hub = {section.hub!r}: {no_such_path(section.hub or '', 'dataset')}")
     try:
         commit = HfApi().dataset_info(section.hub or "", revision=section.revision).sha
     except Exception as error:

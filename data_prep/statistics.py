@@ -17,7 +17,8 @@ BINS = 48  # lengths of 2**k to 2**(k + 1) - 1 tokens are one bin
 
 @dataclass
 class Flow:
-    """Of a source: records and bytes of text that came in; documents, bytes and tokens in the shards.
+    """Of a source: records and bytes of text that came in; documents, bytes and tokens in the shards;
+    what was left out, by reason.
 
     Copies that a weight above 1 makes are in the shards as often as it says.
     """
@@ -27,6 +28,7 @@ class Flow:
     documents: int = 0
     bytes: int = 0
     tokens: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Statistics:
         """Takes in what was read in one pass over a chunk; only the first reads from the source."""
         self.sources[source].documents_in += result.tally.documents_in
         self.sources[source].bytes_in += result.parsed_bytes
+        left_out = self.sources[source].left_out
+        for reason, count in result.tally.rejected.items():
+            left_out[reason] = left_out.get(reason, 0) + count
 
     def take(self, source: int, rows: np.ndarray, languages: Sequence[str], turn: int) -> None:
         """Takes in DOCUMENT rows that are written, `turn` 0 for the first time."""

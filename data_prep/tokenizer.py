@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -85,9 +87,13 @@ def find_tokenizer(section: TokenizerSection) -> Path:
     Raises DataError when there is none, or none that `tokenizers` can load.
     """
     assert section.source is not None, "a tokenizer to be trained can't be found"
-    folder = Path(section.source)
+    folder = Path(section.source).expanduser()
     if not folder.is_dir():
+        if looks_like_a_path(section.source):
+            said = "it is a file: give its folder" if folder.exists() else no_such_path(section.source)
+            raise DataError(f"tokenizer.source = {section.source!r}: {said}")
         folder = _fetch(section.source, section.revision)
+    refuse_pointer(folder / "tokenizer.json")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"tokenizer.source = {section.source!r} has no tokenizer.json: convert it once with "
@@ -117,6 +123,20 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             refuse_link_out(source / name)
             shutil.copyfile(source / name, folder / name)
+
+
+def name_marks(folder: Path, marks: Mapping[str, str | None]) -> None:
+    """Says in a tokenizer folder which tokens are what (`eos_token`), as far as they are given.
+
+    So all who load it, and who export the model, end documents as the dataset does.
+    """
+    given = {role: token for role, token in marks.items() if token is not None}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if given and (path.is_file() or name == "tokenizer_config.json"):
+            content |= given
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -26,6 +26,7 @@ from data_prep.documents import Document, Tally, parse
 from data_prep.engines import open_engine
 from data_prep.files import SourceFile, survey
 from data_prep.leases import holder
+from data_prep.readers.html import kept_pages
 from data_prep.results import (
     BY_WEIGHT,
     DOCUMENT,
@@ -46,6 +47,7 @@ from llmtrain.data.manifest import TOKENIZER, TokenizerEntry
 from llmtrain.data.shards import token_dtype
 from llmtrain.errors import DataError
 
+PAGES = "pages"  # in the work folder, texts of the pages that were parsed for the tokenizer's sample
 TOKENIZER_ENTRY = "tokenizer.json"
 UNKNOWN, OTHER = "", "other"  # of documents without a language; of those whose field says too many things
 MOST_LANGUAGES = 500
@@ -83,7 +85,8 @@ class Worker:
         output = ResultWriter(scratch, self.work.result(number, chunk_number))
         try:
             task = _Task(self, number, chunk, output, advance)
-            task.run()
+            with kept_pages(self.work.folder / PAGES):
+                task.run()
             output.publish(task.result)
         except BaseException:
             output.discard()

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from data_prep.documents import Tally
 from data_prep.output import SplitWriter
 from data_prep.passes import Progress
 from data_prep.results import DOCUMENT, REJECTED, Result, read_result
-from data_prep.splits import TRAIN
+from data_prep.splits import TRAIN, refuse_empty_split
 from data_prep.statistics import Statistics
 from data_prep.work import Work
 from llmtrain import __version__
@@ -42,6 +42,7 @@ class Written:
     statistics: Statistics
     tally: Tally = field(default_factory=Tally)
     seconds: dict[str, float] = field(default_factory=dict)
+    read_bytes: int = 0  # of the sources, as they lie
 
     def spend(self, number: int, result: Result) -> None:
         """A chunk took so long in a pass."""
@@ -169,7 +170,8 @@ def _tallied(work: Work, parts: list[_Part]) -> Written:
                 assert result.coming_in == before, (
                     f"chunk {part.number}: {before} spilled, {result.coming_in} read"
                 )
-            written.tally.add(result.tally)
+            written.tally.add(_placed(result.tally, work, part.source))
+            written.read_bytes += result.read_bytes
             written.statistics.hear(part.source, result)
             written.spend(number, result)
             if part.cut and number == work.plan.passes - 1:
@@ -178,6 +180,18 @@ def _tallied(work: Work, parts: list[_Part]) -> Written:
                 written.tally.rejected[BEYOND] = written.tally.rejected.get(BEYOND, 0) + beyond
                 written.tally.examples.setdefault(BEYOND, [])
     return written
+
+
+def _placed(tally: Tally, work: Work, source: int) -> Tally:
+    """The tally with examples that name their source, where there are several."""
+    sections = work.plan.corpus.sources
+    if len(sections) == 1:
+        return tally
+    examples = {
+        reason: [f"{where} of {sections[source].label}" for where in kept]
+        for reason, kept in tally.examples.items()
+    }
+    return replace(tally, examples=examples)
 
 
 def _in_order(work: Work, parts: list[_Part]) -> Iterator[tuple[int, _Part]]:
@@ -256,14 +270,7 @@ def _refuse_empty(tally: Tally, documents: dict[str, int], name: str) -> None:
         raise DataError(
             f"corpus '{name}' is empty: {tally.documents_in} documents in, none out. {reasons}".strip()
         )
-    for split, count in documents.items():
-        if count == 0:
-            enough = min(0.5, math.ceil(400 / tally.documents_out) / 100)  # misses all of them once in fifty
-            raise DataError(
-                f"split '{split}' got none of the {tally.documents_out} documents of corpus '{name}': "
-                f"give it a larger share (splits.{split}={enough:g}), do without (splits: {{}}), or cut "
-                "files into more documents with a separator"
-            )
+    refuse_empty_split(documents, "documents", name)
 
 
 def write_rejected(work: Work, folder: Path) -> None:

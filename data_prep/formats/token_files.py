@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llmtrain.data.mapped import map_array
 from llmtrain.errors import DataError
 
 BLOCK_TOKENS = 1 << 22
@@ -99,7 +100,7 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
             f"{path} has {size} bytes, which is no whole number of {dtype.name} tokens: it is cut (fetch it "
             "again), or of another type"
         )
-    return np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)
+    return map_array(path, dtype)
 
 
 def ends_by_mark(tokens: np.ndarray, eos_id: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from data_prep.batches import groups_of
 from data_prep.documents import Document, Tally
-from data_prep.packings import PACKED_CHUNK_BYTES, PACKINGS, DamagedFileError, unpack
+from data_prep.packings import PACKED_CHUNK_BYTES, DamagedFileError, packing_of, unpack
 from data_prep.steps.shingles import shingle, words_of
 from data_prep.steps.step import InputFile, Step
 from llmtrain.config.schema import Section
@@ -113,7 +113,7 @@ def _rows(name: str) -> Iterator[tuple[int, Any]]:
         return
     with open(path, "rb") as file:
         raw = iter(lambda: file.read(PACKED_CHUNK_BYTES), b"")
-        packing = PACKINGS.get(path.suffix)
+        packing = packing_of(path)
         try:
             content = b"".join(unpack(raw, packing) if packing else raw)
         except DamagedFileError as damage:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.documents import Document, Tally
 from data_prep.steps.features import Features, bare
-from data_prep.steps.judge import Filter, judging
+from data_prep.steps.gopher_datatrove import GopherFilter, quality_broken
+from data_prep.steps.judge import judging
 from data_prep.steps.step import Step
 from data_prep.steps.stop_words import stop_words_of
 
@@ -15,8 +16,10 @@ _HEAD = 400  # characters in which most texts have stop words enough
 _ELLIPSES = ("...", "…")
 
 
-class GopherQuality(Filter):
+class GopherQuality(GopherFilter):
     """The thresholds, each with the paper's number. `language` is that of documents without one in `meta`.
+
+    `words: datatrove` counts as that program does, in English alone.
 
     Two rules know languages. `min_stop_words` needs a list: where there is none for the language it does
     not apply. Mean word lengths say nothing about scripts without spaces and are not judged there.
@@ -33,11 +36,19 @@ class GopherQuality(Filter):
     min_stop_words: int = Field(default=2, ge=0)
     language: str = "en"
 
+    @model_validator(mode="after")
+    def _in_english(self) -> GopherQuality:
+        if self.words == "datatrove" and self.language != "en":
+            raise ValueError("words: datatrove is for English alone: leave language out, or say words: paper")
+        return self
+
 
 def make(settings: GopherQuality) -> Step:
     """The step with these settings."""
 
     def verdict(document: Document, tally: Tally) -> str | None:
+        if settings.words == "datatrove":
+            return quality_broken(document.text, settings)
         language = str(document.meta.get("language") or settings.language)
         return rule_broken(document.features, language, settings)
 

@@ -14,14 +14,15 @@ from pydantic import Field
 
 from data_prep.documents import Document, Tally
 from data_prep.steps.features import Features, Group, repeated, running
-from data_prep.steps.judge import Filter, judging
+from data_prep.steps.gopher_datatrove import GopherFilter, repetition_broken
+from data_prep.steps.judge import judging
 from data_prep.steps.step import Step
 
 CHARACTERS_PER_WORD = 2  # where a word of the text is a single character; about what dictionaries give
 _BASE = np.uint64(0xD6E8FEB86659FD93)  # odd: multiplying by it loses nothing
 
 
-class GopherRepetition(Filter):
+class GopherRepetition(GopherFilter):
     """The thresholds, each with the paper's number; n-grams by their n."""
 
     max_duplicate_lines: float = Field(default=0.30, ge=0, le=1)
@@ -37,6 +38,8 @@ def make(settings: GopherRepetition) -> Step:
     known: list[Any] = [None, []]  # the group that was looked at last, and what was found
 
     def verdict(document: Document, tally: Tally) -> str | None:
+        if settings.words == "datatrove":
+            return repetition_broken(document.text, settings)
         features: Features = document.features
         rule = _repeated_parts(features, settings)
         if rule is None:

@@ -107,10 +107,15 @@ _PHONES = (
 )
 # Before a number of no form of its own.
 _PHONE_LABEL = re.compile(
-    r"\b(?:tel|phone|fax|mobile|cell|call|telefon|téléphone|telefono|teléfono|tlf|handy|mob|whatsapp|sms)"
+    r"\b(?:tel|phone|fax|telefon|téléphone|telefono|teléfono|tlf|handy|mob|whatsapp|sms)"
     r"(?:ephone|ax|[a-zé]{0,3})(?: (?:number|no|nr|at|us at))?[\s.:#(]{1,3}\Z",
     re.IGNORECASE,
 )
+_WORD_LABEL = re.compile(  # words of other uses too: a function is called, a sheet has cells
+    r"\b(?:call|cell)(?:phone)?(?: (?:number|no|nr|phone|me|us|at|on)){0,2}[\s.:(]{1,3}\Z",
+    re.IGNORECASE,
+)
+_DIALLED = re.compile(r"\D*(?:[0-9]\D*){9}|[0-9][0-9()]*[ ./\u00a0-]")  # nine digits, or groups of them
 _LABELLED_PHONE = re.compile(r"[0-9](?:[ .()/\u00a0-]{0,2}[0-9]){6,14}(?!\w|[.-][0-9])")
 _ID_LABELS = {
     "br": (re.compile(r"\bCPF\W{1,3}\Z", re.IGNORECASE), re.compile(r"[0-9]{11}(?!\w)")),
@@ -169,9 +174,14 @@ class Finder:
         return apart(found) if found else found
 
     def _ipv4(self, text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """Four small numbers are a version (or a public resolver, which is nobody's address)."""
+        """Small numbers, but perhaps the last, are a version (or a public resolver, nobody's address)."""
         match = _IPV4.match(text, low, high)
-        if not match or max(map(int, match[0].split("."))) < 20 or not self._is_address(match[0]):
+        if not match or not self._is_address(match[0]):
+            return
+        numbers = match[0].split(".")
+        backwards = text.startswith(".in-addr", match.end()) or numbers[2:] == ["168", "192"]
+        leading = numbers if numbers[0] == "10" else numbers[:3]  # a private network's begins so
+        if max(map(int, leading)) < 20 or (backwards and not self._is_address(".".join(numbers[::-1]))):
             return
         if not _VERSION.search(text, max(low - 20, 0), low):
             yield match.span()
@@ -286,5 +296,10 @@ def _phones(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
         for match in pattern.finditer(text, max(low - _BESIDE, 0), high + _BESIDE):
             yield match.span()
     labelled = _LABELLED_PHONE.match(text, low)
-    if labelled and _PHONE_LABEL.search(text, max(low - _LABEL, 0), low):
+    if labelled is None:
+        return
+    before = max(low - _LABEL, 0)
+    if _PHONE_LABEL.search(text, before, low) or (
+        _DIALLED.match(labelled[0]) and _WORD_LABEL.search(text, before, low)
+    ):
         yield labelled.span()

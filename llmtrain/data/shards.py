@@ -29,6 +29,8 @@ from types import TracebackType
 
 import numpy as np
 
+from llmtrain.data.mapped import map_array
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -207,15 +209,14 @@ class Shard:
         for path in (bin_path, idx_path, *([mask_path(prefix)] if masked else [])):
             if not path.is_file():
                 raise DataError(f"{path} is missing: {REBUILD}")
+            refuse_pointer(path)
         self.prefix = prefix
         self.dtype, lengths, starts = _read_index(idx_path)
         expected = int(lengths.sum()) * self.dtype.itemsize
         actual = bin_path.stat().st_size
         if actual != expected:
             raise DataError(f"{bin_path} has {actual} bytes, its .idx says {expected}: {REBUILD}")
-        self.tokens = np.zeros(0, self.dtype)
-        if actual:
-            self.tokens = np.asarray(np.memmap(bin_path, self.dtype, mode="r"))
+        self.tokens = map_array(bin_path, self.dtype)
         self.mask = _map_mask(mask_path(prefix), len(self.tokens)) if masked else None
         self.ends = np.concatenate([[0], np.cumsum(lengths)])[starts[1:]].astype(np.int64)
 
@@ -235,7 +236,7 @@ def _map_mask(path: Path, tokens: int) -> np.ndarray:
     size = path.stat().st_size
     if size != tokens:
         raise DataError(f"{path} has {size} bytes, its shard has {tokens} tokens: {REBUILD}")
-    return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.zeros(0, np.uint8)
+    return map_array(path, np.dtype(np.uint8))
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:

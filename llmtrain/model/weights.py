@@ -20,6 +20,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import CheckpointError
 from llmtrain.model.initialise import Fill, is_set, mark_set
 
@@ -59,6 +60,7 @@ class WeightFiles:
         return sorted(self._file)
 
     def _index(self, path: Path) -> None:
+        refuse_pointer(path)
         try:
             with safe_open(path, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - safe_open is no dict

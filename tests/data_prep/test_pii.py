@@ -59,6 +59,8 @@ NONE_OF_THEM = [
     "550e8400-e29b-41d4-a716-446655440000 d41d8cd98f00b204e9800998ecf8427e",
     "@property user@localhost icon@2x.png lodash@4.17.21 git@github.com:a/b @",
     "12345678A 44051401358 123456782 sk-learn task-oriented-dialogue-systems-2024 hf_hub_download ghp_short",
+    "factorial(10) makes 11 recursive calls 3628800 and call #1233329 is in cell 1048576",
+    "127.0.0.1 backwards is 1.0.0.127, and 1.0.0.127.in-addr.arpa; 5.1.168.192; build 1.0.0.250, 2.3.0.145",
     "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
 ]
 
@@ -103,6 +105,21 @@ def test_numbers_without_a_form_of_their_own_need_their_label():
     assert found_in("PESEL: 44051401359, BSN 111222333, CPF 11144477735") == {"national_id": 3}
     assert found_in("PESEL: 44051401358, BSN 111222334") == {}
     assert found_in("612 345 678") == {} and found_in("Tel.: 612 345 678") == {"phone": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Call 555 0123",
+        "call us at 5550123456",
+        "cell: (0)55-0123",
+        "Phone #5550123",
+        "mobile no 612345678",
+        "Fax # 5550123",
+    ],
+)
+def test_a_label_that_is_an_everyday_word_still_labels_what_is_dialled(text):
+    assert found_in(text) == {"phone": 1}
 
 
 def test_each_kind_has_its_mode_and_all_are_counted():

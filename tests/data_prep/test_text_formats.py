@@ -156,7 +156,9 @@ def test_a_page_is_its_main_text(tmp_path):
 def test_pages_without_the_extra_are_refused_before_anything_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr("data_prep.sources.installed", lambda: False)
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=rf"sources\.0: .*{name} is read by trafilatura, .*llmtrain\[html"):
+    with pytest.raises(
+        DataError, match=rf"sources\.0: .*{name} is read by trafilatura, .*pip install trafilatura lxml_html"
+    ):
         build(corpus_file(tmp_path, sources=[{"path": str(tmp_path / name)}]))
 
 

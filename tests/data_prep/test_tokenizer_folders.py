@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from corpora import corpus_file, files_of, some_text, texts_of
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from data_prep.autotokenizer import Proven, as_transformers_reads
 from data_prep.build import build
-from data_prep.corpus import DEFAULT_EOS
+from data_prep.corpus import DEFAULT_EOS, CorpusConfig
 from data_prep.tokenizer import load_tokenizer, train_bpe, write_trained
 from llmtrain.data.manifest import read_manifest
 from llmtrain.errors import DataError
@@ -70,25 +68,63 @@ def test_the_tokenizer_is_trained_on_train_alone(tmp_path):
     assert tokenizer.to_str() == again.to_str()
 
 
-def test_transformers_loads_the_folder_and_agrees(tmp_path):
+def llama_folder(folder: Path, **config: object) -> Path:
+    """A tokenizer in Llama 2's form: a prefix in its normalizer, and a class that has its own way."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    merges = [("\u2581", "\u2581"), ("\u2581", "a"), ("\u2581a", "b"), ("\u2581\u2581", "\u2581"), ("c", "d")]
+    for piece in ["\u2581", *"abcdx", *map("".join, merges)]:
+        vocab.setdefault(piece, len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    parts = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    marks = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(marks | config))
+    return folder
+
+
+def test_the_ids_of_a_dataset_are_those_of_transformers(tmp_path):
+    """Of a folder trained here, and of one whose class in transformers goes its own way."""
     rng = random.Random(0)
     write_trained(train_bpe([some_text(rng, 500)], 400, DEFAULT_EOS), tmp_path / "t", DEFAULT_EOS)
-    script = (
-        "import sys, json; from transformers import AutoTokenizer\n"
-        "t = AutoTokenizer.from_pretrained(sys.argv[1]); text = sys.argv[2]\n"
-        "ids = t(text, add_special_tokens=False).input_ids\n"
-        "print(json.dumps([t.eos_token_id, len(t), ids, t.decode(ids)]))"
-    )
     text = "def f(x):\n    return 12, 'naïve'  .  , 'can n't"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "t"), text],
-        capture_output=True, text=True, env=environment, check=True,
-    )  # fmt: skip
-    eos, size, ids, decoded = json.loads(done.stdout.splitlines()[-1])
-    ours = load_tokenizer(tmp_path / "t")
-    assert (eos, size, decoded) == (0, ours.get_vocab_size(), text)
+    folder = llama_folder(tmp_path / "llama")
+    raw = load_tokenizer(folder).encode("  ab cd  x", add_special_tokens=False).ids
+    report = build(words_corpus(tmp_path, {"source": str(folder)}, "  ab cd  x"))
+    import transformers  # only now: the build has asked it in a process of its own
+
+    load = transformers.AutoTokenizer.from_pretrained
+    theirs, ours = load(tmp_path / "t"), load_tokenizer(tmp_path / "t")
+    ids = theirs(text, add_special_tokens=False).input_ids
+    assert (theirs.eos_token_id, len(theirs), theirs.decode(ids)) == (0, ours.get_vocab_size(), text)
     assert ids == ours.encode(text, add_special_tokens=False).ids
+    theirs, written = load(folder), load_tokenizer(tmp_path / "out/tokenizer")
+    for each in (load(tmp_path / "out/tokenizer"), theirs):
+        ids = each(text, add_special_tokens=False).input_ids
+        assert ids == written.encode(text, add_special_tokens=False).ids
+    tokens = np.fromfile(tmp_path / "out/train/00000.bin", "<u2").tolist()
+    assert tokens == [*written.encode("  ab cd  x", add_special_tokens=False).ids, 2] != [*raw, 2]
+    notes = " ".join(report.notes)
+    assert (
+        "transformers reads it as LlamaTokenizer, whose ids differ from those of its tokenizer.json" in notes
+    )
+    assert "transformers begins each text with <s>, documents here begin without" in notes
+    assert build(tmp_path / "corpus.yaml").reused
 
 
 def test_a_folder_is_taken_with_its_own_end_token_and_without_its_weights(tmp_path):
@@ -116,6 +152,63 @@ def test_without_an_end_token_documents_end_unmarked_if_so_asked(tmp_path):
     assert "documents end without a mark" in report.render()
 
 
+def proven(folder: Path, scratch: Path) -> Proven:
+    section = {"source": str(folder)}
+    corpus = CorpusConfig(name="c", sources=[{"stdlib": True}], tokenizer=section, prepend_bos=True)
+    return as_transformers_reads(folder, corpus, scratch)
+
+
+@pytest.mark.parametrize(
+    ("config", "model_type", "differs"),
+    [
+        ({"legacy": False}, None, True),
+        ({"legacy": True}, None, True),
+        ({"add_prefix_space": False}, None, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "llama", False),
+        ({"tokenizer_class": "GemmaTokenizer"}, None, True),
+        ({}, "llama", True),
+    ],
+)
+def test_classes_that_override_the_file_are_asked(tmp_path, config, model_type, differs):
+    import transformers
+
+    folder = llama_folder(tmp_path / "t", **config)
+    if model_type:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    found = proven(folder, tmp_path)
+    assert (found.folder != folder) == differs
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(found.folder)
+    for text in ("ab cd", "  ab  x", " a", "\n ab"):
+        assert (
+            ours.encode(text, add_special_tokens=False).ids
+            == theirs(text, add_special_tokens=False).input_ids
+        )
+    if differs:
+        assert (
+            transformers.AutoTokenizer.from_pretrained(found.folder)("  ab").input_ids
+            == theirs("  ab").input_ids
+        )
+
+
+def test_a_tokenizer_that_transformers_does_not_read_is_refused(tmp_path):
+    import transformers  # noqa: F401 - asked in this process, then
+
+    auto = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    with pytest.raises(
+        DataError, match=r"AutoTokenizer can't read it \(.*\), so its ids can't be proven right"
+    ):
+        proven(llama_folder(tmp_path / "t", **auto), tmp_path)
+
+
+def test_the_end_of_a_document_that_a_corpus_names_is_that_of_its_tokenizer(tmp_path):
+    folder = word_tokenizer(tmp_path / "tok", ["a", "b", "c", "<end>"], {"eos_token": {"content": "</s>"}})
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+    build(words_corpus(tmp_path, {"source": str(folder), "eos": "<end>"}))
+    for name, rest in (("tokenizer_config.json", {}), ("special_tokens_map.json", {"unk_token": "<unk>"})):
+        said = json.loads((tmp_path / "out/tokenizer" / name).read_text())
+        assert said == {"eos_token": "<end>"} | rest
+
+
 @pytest.mark.parametrize(
     ("config", "chosen", "message"),
     [
@@ -136,6 +229,8 @@ def test_a_tokenizer_that_can_not_be_had_is_named_with_the_way_out(tmp_path, mon
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DataError, match=r"tokenizer\.source = './gpt9': no such file or folder"):
+        build(words_corpus(tmp_path, {"source": "./gpt9"}))
     with pytest.raises(DataError, match=r"tokenizer\.source = 'gpt9' is no folder here .* no network"):
         build(words_corpus(tmp_path, {"source": "gpt9"}))
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import struct
 from pathlib import Path
 
@@ -162,3 +164,24 @@ def test_tokens_cut_or_grown_are_refused(tmp_path, length):
     (tmp_path / "s.bin").write_bytes(bytes(length))
     with pytest.raises(DataError, match=rf"s\.bin has {length} bytes, its \.idx says 8"):
         Shard(tmp_path / "s")
+
+
+def test_shards_are_read_without_a_descriptor_each(tmp_path):
+    """As under `ulimit -n 128` with 150 shards; the maps live as long as what was taken from them."""
+    for number in range(60):
+        with ShardWriter(tmp_path / f"{number}", 100, masked=True) as writer:
+            writer.add(np.array([number, 1, 2]), mask=np.array([0, 1, 1], np.uint8))
+    open_now = len(os.listdir("/proc/self/fd"))
+    shards = [Shard(tmp_path / f"{number}", masked=True) for number in range(60)]
+    assert len(os.listdir("/proc/self/fd")) <= open_now + 1
+    views = [shard.tokens[:1] for shard in shards]
+    assert all(not shard.tokens.flags.writeable and shard.mask.tolist() == [0, 1, 1] for shard in shards)
+    del shards
+    gc.collect()
+    assert [int(view[0]) for view in views] == list(range(60))
+    with open("/proc/self/maps") as maps:
+        assert maps.read().count(str(tmp_path)) >= 60
+    del views
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        assert str(tmp_path) not in maps.read()
