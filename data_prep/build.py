@@ -104,7 +104,7 @@ def build(
             heart.beat()
             try:
                 tokenizer = _make_tokenizer(corpus, sources, found, work.folder, tell)
-                SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of any use?
+                parser = SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of use?
                 _run_passes(work, workers, on, tell)
                 manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
             finally:
@@ -114,7 +114,14 @@ def build(
             (partial / BUILT).touch()
             _publish(work, output, rejected)
             clear_work(partial)
-    return BuildReport(corpus.folder, manifest, False, seconds, workers, kept)
+    notes = tuple(_left_out(sources)) + (parser.unused_templates() if parser else ())
+    return BuildReport(corpus.folder, manifest, False, seconds, workers, kept, notes)
+
+
+def _left_out(sources: Sequence[Source]) -> Iterator[str]:
+    for source in sources:
+        if source.left_out:
+            yield f"{source.section.label}: no records are read from {', '.join(source.left_out)}"
 
 
 def output_of(corpus: CorpusConfig) -> Path:
@@ -337,7 +344,7 @@ def _make_tokenizer(
         described = described.model_copy(update={"engine": str(engine)})
     part = entry.with_suffix(".part")
     part.write_text(described.model_dump_json())
-    for path in [part, *(work / TOKENIZER).iterdir()]:
+    for path in [part, *(path for path in (work / TOKENIZER).rglob("*") if path.is_file())]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     part.rename(entry)

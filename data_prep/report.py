@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.chat.documents import NOTE
 from data_prep.report_facts import PAGE
 from llmtrain.data.manifest import Manifest
 
@@ -19,6 +20,7 @@ class BuildReport:
     seconds: float
     workers: int
     kept: int = 0  # chunks that an earlier build had done
+    notes: tuple[str, ...] = ()  # what of the input has no part in it, in words
 
     @property
     def text_bytes(self) -> int:
@@ -59,6 +61,12 @@ class BuildReport:
             lines.append(
                 f"  {count:>8,}  {reason:{wide}}  such as {shown}" if shown else f"  {count:>8,}  {reason}"
             )
+        lines += [
+            f"  {count:>8,}  {what.removeprefix(NOTE)}"
+            for what, count in counts.found.items()
+            if what.startswith(NOTE)
+        ]
+        lines += [f"  {'':>8}  {note}" for note in self.notes]
         tokenizer = manifest.tokenizer
         ends = "as their template ends them" if manifest.masked else "without a mark"
         if manifest.append_eos:

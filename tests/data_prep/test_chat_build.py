@@ -129,7 +129,9 @@ def test_nothing_is_lost_and_every_refusal_is_counted(tmp_path: Path) -> None:
         {"messages": [asked, {**said, "content": "eight legs " * 50}]},
         7,
     ]
-    manifest = built(tmp_path, rows, samples={"max_tokens": 60})
+    with pytest.raises(DataError, match=r"max_reject_fraction = 0.1: 4 of 6 .*; 1 special token in content"):
+        built(tmp_path, rows, samples={"max_tokens": 60})
+    manifest = built(tmp_path, rows, samples={"max_tokens": 60}, max_reject_fraction=1)
     counts = manifest.counts
     assert counts.rejected == {
         "no assistant turn": 1,
@@ -207,7 +209,7 @@ def test_a_corpus_file_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"field": "text"}, "with kind: chat field maps messages, tools to your columns' names"),
+        ({"field": "text"}, "with kind: chat field maps messages, system, tools to your columns' names"),
         ({"field": {"mesages": "m"}}, "kind: chat has no field 'mesages' .*did you mean 'messages'"),
         ({"meta": ["url"]}, "meta goes along for steps"),
     ],
@@ -223,7 +225,7 @@ def test_files_without_fields_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a")
     path = corpus_file(tmp_path, talks(1), sources=[{"path": str(tmp_path / "notes.txt")}])
     with pytest.raises(
-        DataError, match=r"notes.txt is text, and fine-tuning data has fields \(messages, tools\)"
+        DataError, match=r"notes.txt is text, and fine-tuning data has fields \(messages, system, tools\)"
     ):
         build(path)
 
