@@ -158,6 +158,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
     warn(lock_warnings(), comm.rank)
+    warn(job.batches.notes, comm.rank)
     step, steps = found.step if found else 0, job.plan.schedule.steps
     missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
     evaluate_first = bool(comm.broadcast(missing))

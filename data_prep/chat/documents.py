@@ -18,7 +18,12 @@ from data_prep.tokenizer import FILES
 from llmtrain.data.manifest import Kind
 
 # Good input, left out because it was asked for.
-DROPPED = ("too long", "no token to train on once truncated", NOTHING_LEARNT)
+DROPPED = (
+    "too long",
+    "too long, and not even its last turns fit",
+    "no token to train on once truncated",
+    NOTHING_LEARNT,
+)
 NOTE = "note: "  # begins what the report says of records that were taken
 MOST_NOTED = 50  # different notes
 

@@ -12,12 +12,15 @@ from tokenizers import Tokenizer, processors
 
 from data_prep.chat.messages import REASONING
 from data_prep.chat.records import Exchange, check_strings
+from data_prep.chat.restarts import Restarts, Tokens, restarts_of
 from data_prep.chat.settings import SamplesSection
 from data_prep.chat.spans import assistant_spans, check_template, wants_text
 from data_prep.chat.template import ChatTemplate, Span, load_template, template_sources
 from data_prep.chat.tools import as_text
 from data_prep.documents import RejectedError
 from data_prep.tokenizer import load_tokenizer
+from llmtrain.data.shards import HEAD_ENDS, RESTARTS, TRAINED
+from llmtrain.data.too_long import cut_from_the_left
 
 STRADDLES = "a token reaches over the edge of an assistant's turn"
 
@@ -29,6 +32,16 @@ class Sample:
     tokens: np.ndarray  # uint32 [t]
     mask: np.ndarray  # uint8 [t]
     text_bytes: int
+    restarts: Restarts = Restarts()
+
+    @property
+    def marks(self) -> np.ndarray:
+        """The bytes of a mask file (`llmtrain.data.shards`)."""
+        marks = self.mask * np.uint8(TRAINED)
+        if self.restarts.places:
+            marks[self.restarts.head] |= HEAD_ENDS
+            marks[list(self.restarts.places)] |= RESTARTS
+        return marks
 
 
 class SampleEncoder:
@@ -84,7 +97,7 @@ class SampleEncoder:
             exchange = self._as_read(exchange)
             check_strings(exchange, self.special)
             text, spans = assistant_spans(template, exchange, self.special, self.settings.turns)
-            sample = self._encode_rendered(text, spans)
+            sample = self._encode_rendered(text, spans, exchange)
         sample.mask[:1] = 0
         if not sample.mask.any():
             raise RejectedError("no token to train on")
@@ -125,19 +138,23 @@ class SampleEncoder:
         mask = np.zeros(len(prompt) + len(completion), np.uint8)
         mask[len(prompt) :] = 1
         size = len((exchange.prompt + exchange.completion).encode())
-        return Sample(np.array([*prompt, *completion], np.uint32), mask, size)
+        cuts = Restarts(0, tuple(range(1, len(prompt))))  # a prompt is cut anywhere
+        return Sample(np.array([*prompt, *completion], np.uint32), mask, size, cuts)
 
-    def _encode_rendered(self, text: str, spans: Sequence[Span]) -> Sample:
+    def _encode_rendered(self, text: str, spans: Sequence[Span], exchange: Exchange) -> Sample:
         encoding = self.rendering.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.uint32)
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        mask = token_mask(offsets, spans, len(text), self._own(ids, offsets, text))
+        own = self._own(ids, offsets, text)
+        mask = token_mask(offsets, spans, len(text), own)
         written = np.array([self.rendering.token_to_id(token) for token in self.special], np.int64)
-        for place in np.flatnonzero(np.isin(ids, written)).tolist():
+        control = np.isin(ids, written)
+        for place in np.flatnonzero(control).tolist():
             start, end = offsets[place].tolist()
             if text[start:end].strip() not in self.special:  # a normalizer made it of a message
                 raise RejectedError("special token in content", text[start:end])
-        return Sample(ids, mask, len(text.encode()))
+        cuts = restarts_of(self.template, exchange, text, Tokens(own[:, 0], control, mask))
+        return Sample(ids, mask, len(text.encode()), cuts)
 
     def _own(self, ids: np.ndarray, offsets: np.ndarray, text: str) -> np.ndarray:
         """The offsets without the white space that a token takes in from beside it (Phi-3's tokens do)."""
@@ -153,15 +170,20 @@ class SampleEncoder:
         return own
 
     def _fitted(self, sample: Sample) -> Sample:
-        longest = self.settings.max_tokens
-        if longest is None or len(sample.tokens) <= longest:
+        longest, size = self.settings.max_tokens, len(sample.tokens)
+        if longest is None or size <= longest:
             return sample
         if self.settings.too_long == "drop":
             raise RejectedError("too long")
-        if not sample.mask[:longest].any():
+        left = np.arange(longest)
+        if self.settings.too_long == "truncate_left":
+            head, rest = cut_from_the_left(sample.marks, longest)
+            if rest < 0:
+                raise RejectedError("too long, and not even its last turns fit")
+            left = np.concatenate([np.arange(head), np.arange(rest, size)])
+        if not sample.mask[left].any():
             raise RejectedError("no token to train on once truncated")
-        share = longest / len(sample.tokens)
-        return Sample(sample.tokens[:longest], sample.mask[:longest], int(sample.text_bytes * share))
+        return Sample(sample.tokens[left], sample.mask[left], int(sample.text_bytes * len(left) / size))
 
 
 def token_mask(

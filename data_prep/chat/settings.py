@@ -24,7 +24,8 @@ class SamplesSection(Section):
     """How records of fine-tuning data become samples.
 
     max_tokens           no sample is longer; without it none is too long
-    too_long             drop a longer one, or truncate it to its head, if that has a token to train on
+    too_long             drop a longer one; or truncate it to its beginning, if that has a token to train on;
+                         or truncate_left: its first turns go, the system turn and the last ones stay
     turns                learn every assistant turn, or only the last one of each conversation
     apply_chat_template  plain prompts and their answers become a user's and an assistant's turn
     chat_template        which of the tokenizer's templates; default: tool_use, if there is one, for what
@@ -34,7 +35,7 @@ class SamplesSection(Section):
     """
 
     max_tokens: int | None = Field(default=None, ge=2)
-    too_long: Literal["drop", "truncate"] = "drop"
+    too_long: Literal["drop", "truncate", "truncate_left"] = "drop"
     turns: Turns = "all"
     apply_chat_template: bool = False
     chat_template: str | None = None

@@ -70,7 +70,7 @@ def conversations(dataset: Any, row: int, config: Any) -> list[tuple[torch.Tenso
         low, high = max(start, first), min(end, last + 1)
         if low < high:
             tokens = torch.tensor(shard.tokens[low:high].astype("int64"))
-            mask = torch.tensor(shard.mask[low:high].astype("int64"))
+            mask = torch.tensor((shard.mask[low:high] & 1).astype("int64"))
             found.append((tokens, torch.where(mask == 1, tokens, IGNORED)))
     return found
 

@@ -61,7 +61,7 @@ def make_dataset(
     manifest = Manifest(
         name=folder.name,
         created_by="tests",
-        version=1 if kind == "text" else 2,
+        version=1 if kind == "text" else 3,
         kind=kind,
         fingerprint=fingerprint(entries, dtype, vocab_size, sha256, kind == "text", kind),
         dtype=dtype,
