@@ -53,8 +53,8 @@ def _cuts(text: str, shorter: str, tokens: Tokens) -> dict[int, int]:
     """Tokens that a head may end before, each with the one that the rest then begins with."""
     starts, shift = tokens.starts, len(text) - len(shorter)
     low, high = len(shorter) - _common_end(text, shorter), _common_beginning(text, shorter)
-    heads = np.arange(np.searchsorted(starts, low), np.searchsorted(starts, high, side="right"))
-    heads = heads[np.cumsum(tokens.mask)[heads - 1] * (heads > 0) == 0]  # none of it is trained on
+    first, stop = int(np.searchsorted(starts, low)), int(np.searchsorted(starts, high, side="right"))
+    heads = np.arange(first, min(stop, int(tokens.mask.argmax()) + 1))  # none of a head is trained on
     rests = np.searchsorted(starts, starts[heads] + shift)
     heads, rests = heads[rests < len(starts)], rests[rests < len(starts)]
     good = (rests > heads) & (starts[rests] == starts[heads] + shift) & (tokens.mask[rests] == 0)
@@ -68,7 +68,7 @@ def _without_first_turns(template: ChatTemplate, exchange: Exchange) -> Iterator
     for k in range(lead + 1, len(messages)):
         if messages[k]["role"] == "user":
             try:
-                yield template.render([*messages[:lead], *messages[k:]], exchange.tools).text
+                yield template.text([*messages[:lead], *messages[k:]], exchange.tools)
             except RejectedError:
                 continue
 

@@ -129,13 +129,19 @@ class ChatTemplate:
 
         Raises RejectedError when the template raises anything.
         """
-        text = self._render(messages, tools, prompt, marking=False)
+        text = self.text(messages, tools, prompt)
         if not self.has_marks(tools):
             return Rendered(text, ())
         marked = _without_marks(self._render(messages, tools, prompt, marking=True))
         if marked.text != text:
             raise RejectedError("the chat template changes the text between its generation marks")
         return marked
+
+    def text(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, prompt: bool = False
+    ) -> str:
+        """As `render`, without the marks."""
+        return self._render(messages, tools, prompt, marking=False)
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool, marking: bool
