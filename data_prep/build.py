@@ -109,20 +109,27 @@ def build(
                 with clock("making the tokenizer"):
                     sample = sample_train(corpus, sources, work.folder / PAGES, workers)
                     tokenizer = make_tokenizer(corpus, found, sample, work.folder, tell)
-                    SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is the template of any use?
+                    parser = SampleParser.open(corpus, work.folder / TOKENIZER, None)  # is it of use?
                 with clock("passes over the text"):
                     _run_passes(work, workers, on, tell)
                 with clock("writing shards"):
                     manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
             finally:
                 heart.sign = None
-            notes = (*notes_of(corpus, sources, written, tokenizer.engine), *notes)
+            told = (*_left_out(sources), *((parser.unused_templates()) if parser else ()))
+            notes = (*notes_of(corpus, sources, written, tokenizer.engine), *told, *notes)
             seconds = time.monotonic() - began
             _write_built(work, manifest, written, _Spent(seconds, workers, clock.seconds, notes))
             (partial / BUILT).touch()
             _publish(work, output, rejected)
             clear_work(partial)
     return BuildReport(corpus.folder, manifest, False, seconds, workers, kept, notes, written.read_bytes)
+
+
+def _left_out(sources: Sequence[Source]) -> Iterator[str]:
+    for source in sources:
+        if source.left_out:
+            yield f"{source.section.label}: no records are read from {', '.join(source.left_out)}"
 
 
 def output_of(corpus: CorpusConfig) -> Path:

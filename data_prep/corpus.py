@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -68,7 +69,7 @@ class SourceSection(Section):
     stdlib: bool = False
     exclude: tuple[str, ...] = ()
     format: Format = "auto"
-    field: str | tuple[str, ...] | dict[str, str] = "text"
+    field: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "text"
     meta: tuple[str, ...] | dict[str, str] = ()
     separator: str | None = Field(default=None, min_length=1)
     subset: str | None = None
@@ -99,8 +100,7 @@ class SourceSection(Section):
     def columns(self) -> tuple[str, ...]:
         """All fields that are read."""
         if isinstance(self.field, dict):
-            needed = {name for fields in FIELDS.values() for name, must in fields.items() if must}
-            return tuple(column if name in needed else IfThere(column) for name, column in self.field.items())
+            return tuple(_columns_of_fields(self.field))
         texts = (self.field,) if isinstance(self.field, str) else self.field
         return (*texts, *self.named_meta.values())
 
@@ -117,6 +117,15 @@ class SourceSection(Section):
         if self.path is not None:
             return self.path + "".join(f" ({part})" for part in (self.subset, self.split) if part)
         return "/".join(part for part in (self.hub, self.subset, self.split or "train") if part)
+
+
+def _columns_of_fields(names: Mapping[str, str | tuple[str, ...]]) -> Iterator[str]:
+    """The columns of fine-tuning data; of several that make up a field, the first must be there."""
+    fields = next((fields for fields in FIELDS.values() if fields.keys() == names.keys()), {})
+    for field, columns in names.items():
+        first, *others = (columns,) if isinstance(columns, str) else columns
+        yield first if fields.get(field, True) else IfThere(first)
+        yield from map(IfThere, others)
 
 
 class TokenizerSection(Section):
@@ -163,7 +172,7 @@ class CorpusConfig(Section):
     append_eos: bool = True
     prepend_bos: bool = False
     strict: bool = False
-    max_reject_fraction: Annotated[Number, Field(ge=0, le=1)] | None = None  # of bad input; None: any
+    max_reject_fraction: Annotated[Number, Field(ge=0, le=1)] | None = None  # of bad input; see most_rejected
     keep_rejected: bool = False  # what is left out is written to OUTPUT.rejected, with its text
     max_document_bytes: int = Field(default=2**24, ge=1)
     shard_tokens: int = Field(default=2**29, ge=1)
@@ -179,7 +188,10 @@ class CorpusConfig(Section):
         sources = [dict(source) if isinstance(source, dict) else source for source in content["sources"]]
         for source in sources:
             if isinstance(source, dict) and isinstance(source.get("field", {}), dict):
-                source["field"] = {name: name for name in fields} | source.get("field", {})
+                named = {name: name for name in fields} | source.get("field", {})
+                if named.get("prompt") == "instruction" and "input" not in named.values():
+                    named["prompt"] = ("instruction", "input")  # Alpaca's prompts are in two parts
+                source["field"] = named
         return {**content, "sources": sources}
 
     @model_validator(mode="after")
@@ -192,6 +204,10 @@ class CorpusConfig(Section):
             if self.samples != SamplesSection():
                 raise ValueError("samples is for fine-tuning data, and kind is text: leave it out")
             return self
+        if self.kind == "chat" and self.samples.apply_chat_template:
+            raise ValueError(
+                "samples.apply_chat_template is for plain prompts, and kind is chat: leave it out"
+            )
         fields = FIELDS[self.kind]
         for source in self.sources:
             if not isinstance(source.field, dict):
@@ -232,6 +248,14 @@ class CorpusConfig(Section):
     def all_end_with_eos(self) -> bool:
         """True when every document ends with the end mark; a conversation ends as its template ends it."""
         return self.append_eos and self.kind == "text"
+
+    @property
+    def most_rejected(self) -> float | None:
+        """The share of bad input above which a build ends; None: any. A tenth of fine-tuning data unless
+        given: there one name that nobody knows takes every record that has it."""
+        if self.max_reject_fraction is None and self.kind != "text":
+            return 0.1
+        return self.max_reject_fraction
 
     @property
     def folder(self) -> str:

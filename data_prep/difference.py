@@ -15,6 +15,7 @@ import xxhash
 from data_prep.steps.disk_sort import SortedRuns
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.manifest import Manifest, read_manifest
+from llmtrain.data.shards import TRAINED
 
 MOST_LINES = 8  # of one kind that are shown
 EXAMPLES = 3
@@ -251,7 +252,7 @@ def _hashed(folder: Path, split: str, side: int, number: int) -> Iterator[np.nda
             for start, end in zip(starts[first:upto], ends[first:upto], strict=True):
                 digest = xxhash.xxh3_128(shard.tokens[start:end].astype("<i4").tobytes())
                 if shard.mask is not None:
-                    digest.update(shard.mask[start:end].tobytes())
+                    digest.update((shard.mask[start:end] & TRAINED).tobytes())
                 digests.append(digest.digest())
             block = np.zeros(upto - first, _RECORD)
             halves = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)

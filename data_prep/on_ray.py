@@ -23,7 +23,7 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            fix = "ray is not installed; run: pip install ray"
+            fix = "install the extra: pip install ray"
             raise ConfigError(Problem("--on", "ray", "command line", fix)) from None
         self.ray = ray
         self.folder = folder

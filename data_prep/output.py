@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.data.manifest import MANIFEST, ShardEntry, SplitEntry
-from llmtrain.data.shards import ShardWriter
+from llmtrain.data.shards import TRAINED, ShardWriter
 from llmtrain.errors import DataError
 
 MARK = "UNFINISHED"  # in the work folder: what has no such file, and no manifest, is never cleared away
@@ -118,7 +118,7 @@ class SplitWriter:
             if self._writer.tokens >= self.shard_tokens:
                 self._finish_shard()
         self.text_bytes += text_bytes
-        self.trained += 0 if mask is None else int(mask.sum())
+        self.trained += 0 if mask is None else int(np.count_nonzero(mask & TRAINED))
 
     def close(self) -> SplitEntry:
         """Finishes the last shard and says what the split holds."""

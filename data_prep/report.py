@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from data_prep.chat.documents import NOTE
 from data_prep.report_facts import PAGE
+from llmtrain.data.dataset import open_dataset
 from llmtrain.data.manifest import Manifest
+from llmtrain.errors import DataError
+
+ROW_LENGTHS = tuple(2**power for power in range(8, 18))
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class BuildReport:
             if split.trained_tokens is not None:
                 share = split.trained_tokens / max(split.tokens, 1)
                 lines.append(f"{name}: {split.trained_tokens:,} tokens are trained on, {share:.0%}")
+                lines += self._lengths(name)
         lines += ["", f"{counts.documents_in:,} documents in = {counts.documents_out:,} out"]
         lines[-1] += f" + {sum(counts.rejected.values()):,} left out"
         if counts.repeats:
@@ -64,6 +73,12 @@ class BuildReport:
             lines.append(
                 f"  {count:>8,}  {reason:{wide}}  such as {shown}" if shown else f"  {count:>8,}  {reason}"
             )
+        lines += [
+            f"  {count:>8,}  {what.removeprefix(NOTE)}"
+            for what, count in counts.found.items()
+            if what.startswith(NOTE)
+        ]
+        lines += [f"  {'':>8}  {note}" for note in self.notes]
         tokenizer = manifest.tokenizer
         ends = "as their template ends them" if manifest.masked else "without a mark"
         if manifest.append_eos:
@@ -79,6 +94,19 @@ class BuildReport:
         if page.is_file():  # not beside datasets of older versions
             lines.append(f"more in {page}")
         return "\n".join(lines)
+
+    def _lengths(self, split: str) -> Iterator[str]:
+        """How many documents would be too long for rows of common lengths; nothing when all are short."""
+        try:
+            lengths = np.diff(open_dataset(Path(self.folder).expanduser(), split).ends, prepend=0)
+        except DataError:  # not built here
+            return
+        if not len(lengths):
+            return
+        longest = int(lengths.max())
+        rows = [size for size in ROW_LENGTHS if size < longest][-4:]
+        counts = ", ".join(f"{int((lengths > size).sum()):,} of more than {size:,}" for size in rows)
+        yield f"{split}: the longest document has {longest:,} tokens" + f"; {counts}" * bool(rows)
 
 
 def _rate(size: int, seconds: float) -> str:

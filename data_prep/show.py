@@ -17,7 +17,9 @@ from llmtrain.config.schema import DataSource
 from llmtrain.data.batches import Batches
 from llmtrain.data.dataset import Dataset, open_dataset
 from llmtrain.data.order import Permutation, derive
+from llmtrain.data.packing import Packing
 from llmtrain.data.rows import IGNORED
+from llmtrain.data.too_long import excess_of
 
 COLOUR = ("\x1b[32m", "\x1b[0m")
 MARKS = ("⟦", "⟧")
@@ -45,6 +47,10 @@ def show(
     arrays = drawn.read(0, rows)
     tokenizer = load_tokenizer(Path(batches.tokenizer_folder))
     lines = [f"{folder} {split}: {batches.rows_per_epoch:,} rows of {seq_len} tokens, {_about(dataset)}"]
+    excess = excess_of(dataset, seq_len)
+    if excess is not None:
+        lines.append(f"{excess.counted}, and marked where they are shown: see data.too_long")
+    heads = _heads(batches.packings[0], drawn.row, seq_len)
     for number in range(rows):
         labels = arrays.labels[number]
         trained = labels != IGNORED
@@ -60,8 +66,28 @@ def show(
         for place, (part, mask) in enumerate(
             zip(np.split(tokens, starts), np.split(learnt, starts), strict=True)
         ):
-            lines += ["── next document ──"] * (place > 0) + [_text(tokenizer, part, mask, edges)]
+            head = heads[number][place] if dataset.masked else ""
+            if place or head:
+                lines.append(f"── {'next document' if place else 'document'}{head} ──")
+            lines.append(_text(tokenizer, part, mask, edges))
     return "\n".join(lines)
+
+
+def _heads(packing: Packing, rows: np.ndarray, seq_len: int) -> list[list[str]]:
+    """For each piece of each row what is not whole about it, and nothing where it is."""
+    pieces, ends = packing.pieces(rows), packing.dataset.ends
+    heads: list[list[str]] = [[] for _ in rows]
+    for row, start, length in zip(
+        pieces.row.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True
+    ):
+        document = int(np.searchsorted(ends, start, side="right"))
+        first = int(ends[document - 1]) if document else 0
+        size, at = int(ends[document]) - first, start - first
+        cut = f", cut: tokens {at + 1:,} to {at + length:,} of {size:,}" if length < size else ""
+        heads[row].append(cut + f", longer than a row of {seq_len:,}" * (size > seq_len))
+    for each in heads:
+        each.append("")  # padding, where there is any
+    return heads
 
 
 def _about(dataset: Dataset) -> str:

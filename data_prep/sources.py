@@ -54,6 +54,8 @@ _FORMATS = {
     ".warc": "warc",
     ".wet": "warc",
 }
+WITHOUT_FIELDS = ("text", "html", "warc")
+NOTES_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 LEAST_CHUNK_BYTES = 1 << 20
 MOST_CHUNK_BYTES = 1 << 24
 
@@ -67,6 +69,7 @@ class Source:
     files: tuple[SourceFile, ...]
     digest: str
     revision: str | None = None
+    left_out: tuple[str, ...] = ()  # files of a folder that hold no records
 
     @property
     def bytes(self) -> int:
@@ -92,13 +95,30 @@ def settle(section: SourceSection, number: int, advance: Advance) -> Source:
         revision = _hub_revision(section, field)
         identity = json.dumps([section.hub, section.subset, section.split or "train", revision])
         return Source(section, number, (), hashlib.sha256(identity.encode()).hexdigest(), revision)
-    files = _files_of(section, field)
+    files, left_out = _files_of(section, field)
     _refuse_unreadable(section, files, field)
     _refuse_without_effect(section, files, field)
     cut_bytes = chunk_bytes(sum(file.bytes for file in files))
     surveyed = survey(files, lambda file: _separator_of(section, file), cut_bytes, advance)
     _refuse_pointers(section, surveyed, field)
-    return Source(section, number, tuple(surveyed), content_digest(surveyed))
+    return Source(section, number, tuple(surveyed), content_digest(surveyed), left_out=left_out)
+
+
+def _with_records(
+    section: SourceSection, files: list[SourceFile]
+) -> tuple[list[SourceFile], tuple[str, ...]]:
+    """The files of fine-tuning data that hold records, if any do, and the names of the others: a data set's
+    README, its licence, and what `datasets` notes beside it."""
+    if not isinstance(section.field, dict) or section.format != "auto":
+        return files, ()
+    others = [
+        file
+        for file in files
+        if _format_of(section, file.path) in WITHOUT_FIELDS or file.path.name in NOTES_OF_DATASETS
+    ]
+    if len(others) == len(files):
+        return files, ()
+    return [file for file in files if file not in others], tuple(file.name for file in others)
 
 
 def _refuse_pointers(section: SourceSection, files: list[SourceFile], field: str) -> None:
@@ -111,26 +131,26 @@ def _refuse_pointers(section: SourceSection, files: list[SourceFile], field: str
         )
 
 
-def _files_of(section: SourceSection, field: str) -> list[SourceFile]:
-    """The files that are read of a `path`, a `stdlib` or a Hub dataset that lies here."""
+def _files_of(section: SourceSection, field: str) -> tuple[list[SourceFile], tuple[str, ...]]:
+    """The files that are read of a `path`, a `stdlib` or a Hub dataset that lies here; the names of others."""
     if section.stdlib:
-        return list_files(section, f"{field}.stdlib")
+        return list_files(section, f"{field}.stdlib"), ()
     place = f"{field}.{'hub' if section.hub else 'path'}"
     where = section if section.hub is None else section.model_copy(update={"path": section.hub, "hub": None})
     if section.hub is not None and section.revision is not None:
         raise DataError(f"{field}.revision: {section.hub} is a folder here, which has none: leave it out")
     if section.hub is not None and is_saved(Path(section.hub).expanduser()):
         raise DataError(f"{place} = {section.hub!r} was written by `save_to_disk`: give it by `path`")
-    files = list_files(where, place)
+    files, left_out = _with_records(section, list_files(where, place))
     formats = [(file, _format_of(section, file.path)) for file in files]
-    return of_split(formats, section, f"{place} = {section.hub or section.path!r}")
+    return of_split(formats, section, f"{place} = {section.hub or section.path!r}"), left_out
 
 
 def _refuse_unreadable(section: SourceSection, files: list[SourceFile], field: str) -> None:
     """Raises DataError when a file needs an extra that is not installed, or has no fields and needs some."""
     for file in files:
         form = _format_of(section, file.path)
-        if isinstance(section.field, dict) and form in ("text", "html", "warc"):
+        if isinstance(section.field, dict) and form in WITHOUT_FIELDS:
             raise DataError(
                 f"{field}: {file.path} is {form}, and fine-tuning data has fields "
                 f"({', '.join(section.field)}): give .jsonl, .json, .parquet, .arrow, "

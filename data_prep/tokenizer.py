@@ -25,6 +25,7 @@ from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import DataError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+NAMED = "additional_chat_templates/*.jinja"  # further chat templates, by name
 
 # Where words are cut before merging, in this order: what an apostrophe shortens; a word with at most one sign
 # or blank before it; one digit; signs with the line ends after them; blank lines; indentation up to the last
@@ -106,7 +107,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES, NAMED]))
     except Exception as error:  # offline, no such repository, no access: the same to the user
         raise DataError(
             f"tokenizer.source = {name!r} is no folder here and can't be fetched from the Hub: {error}"
@@ -119,10 +120,12 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     Raises DataError for a file that is a link out of it.
     """
     folder.mkdir(parents=True)
-    for name in FILES:
-        if (source / name).is_file():
-            refuse_link_out(source / name)
-            shutil.copyfile(source / name, folder / name)
+    for path in [*(source / name for name in FILES), *sorted(source.glob(NAMED))]:
+        if path.is_file():
+            refuse_link_out(path)
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def name_marks(folder: Path, marks: Mapping[str, str | None]) -> None:

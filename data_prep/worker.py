@@ -279,7 +279,7 @@ class _Task:
         rows["tokens"] = [len(sample.tokens) for sample in samples]
         rows["bytes"] = [sample.text_bytes for sample in samples]
         tokens = np.concatenate([sample.tokens for sample in samples])
-        return tokens, rows, np.concatenate([sample.mask for sample in samples]).astype(np.uint8)
+        return tokens, rows, np.concatenate([sample.marks for sample in samples])
 
     def _language(self, document: Document) -> int:
         """The place in the result's languages of what a step, or the source, says of a document."""

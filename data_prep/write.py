@@ -72,7 +72,8 @@ def assemble(work: Work, tokenizer: TokenizerEntry, folder: Path, tell: Progress
     writers = {split: SplitWriter(folder, split, *facts) for split in (TRAIN, *corpus.splits)}
     parts = list(_parts(work))
     written = _tallied(work, parts)
-    written.tally.refuse_above(corpus.max_reject_fraction)
+    if written.tally.documents_out:  # else there is more to say
+        written.tally.refuse_above(corpus.most_rejected)
     total = sum(_bytes(work, part) for part in parts) * _most_turns(work)
     done = 0
     for turn, part in _in_order(work, parts):

@@ -116,7 +116,11 @@ def evaluate_folder(
     source = DataSource(path=data, split=split)
     wanted = rows or (run.eval.rows if run else None)
     how = (run.data.mask_documents, run.data.packing) if run else (True, "concat")
-    held = held_out([source], length, wanted, *how)
+    policy = run.data.too_long if run else None
+    held = held_out([source], length, wanted, *how, "drop" if policy in (None, "refuse") else policy)
+    for dataset in held.datasets:
+        if dataset.excess is not None:
+            print(f"note: {dataset.excess}", file=sys.stderr)
     check_vocabulary(subject, config, held.datasets[0])
     size = text_bytes(held, held.datasets[0].tokenizer_folder)
     stage = load_stage(subject, config)

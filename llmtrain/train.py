@@ -159,7 +159,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     last_hang = watch.log_to(job.folder.log_to_file(comm.rank))
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
-    warn([*lock_warnings(), *shadow_warnings(job.world.launcher)], comm.rank)
+    warn([*lock_warnings(), *shadow_warnings(job.world.launcher), *job.batches.notes], comm.rank)
     step, steps = found.step if found else 0, job.plan.schedule.steps
     missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
     evaluate_first = bool(comm.broadcast(missing))

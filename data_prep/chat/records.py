@@ -1,34 +1,27 @@
 """What a record of fine-tuning data says, whatever its columns are called: an `Exchange` or several.
 
-    chat               messages [, tools]                 every assistant turn is learnt
-    prompt_completion  prompt, completion [, tools]       the completion is learnt
-    preference         [prompt,] chosen, rejected [, tools]
+    chat               messages [, system, tools]                 every assistant turn is learnt
+    prompt_completion  prompt, completion [, system, tools]       the completion is learnt
+    preference         [prompt,] chosen, rejected [, system, tools]
 
-Prompts and answers are plain text, or lists of messages; without a prompt, a pair's is what both lists begin
-with. A message is {role, content, …} as transformers has it, or ShareGPT's {from, value}.
+Prompts and answers are plain text, or lists of messages (`data_prep.chat.messages`); without a prompt, a
+pair's is what both lists begin with. A prompt of several columns is their texts, joined by blank lines.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.chat.messages import Turns, turns_of
 from data_prep.chat.settings import FIELDS
 from data_prep.chat.template import CLOSED, OPENED, Message
+from data_prep.chat.tools import schemas_of
 from data_prep.documents import RejectedError, look_up
 from llmtrain.data.manifest import Kind
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT = {
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
-    "tool_response": "tool",
-    "observation": "tool",
-}
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing, the first is the usual one
+Names = Mapping[str, str | tuple[str, ...]]  # field → its column, or the columns whose texts it is
 
 
 @dataclass(frozen=True)
@@ -36,12 +29,13 @@ class Exchange:
     """What is read and what is learnt.
 
     Either `prompt` and `completion`, plain text; or `messages`, of which the assistant turns from `first` on
-    are learnt.
+    are learnt, but for those in the places `unlearnt`.
     """
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Any, ...] = ()
     first: int = 0
+    unlearnt: frozenset[int] = frozenset()
     prompt: str = ""
     completion: str = ""
 
@@ -55,37 +49,71 @@ class Exchange:
         yield from _strings([*self.messages, *self.tools, self.prompt, self.completion])
 
 
-def exchanges(row: Mapping[str, Any], kind: Kind, names: Mapping[str, str]) -> list[Exchange]:
+@dataclass(frozen=True)
+class _Context:
+    """What goes along with the messages of a record; `chat`: plain text becomes messages too."""
+
+    system: Any
+    tools: Any
+    chat: bool
+
+    def exchange(self, turns: Turns, first: int = 0) -> Exchange:
+        """Messages, all in order, the answers from `first` on."""
+        whole = turns.under(self.system)
+        first += len(whole.messages) - len(turns.messages) if first else 0
+        return Exchange(whole.messages, schemas_of(self.tools, whole.bare), first, whole.unlearnt)
+
+    def answered(self, prompt: Any, answer: Any) -> Exchange:
+        """A prompt and its answer, both text or both messages."""
+        if isinstance(prompt, str) and isinstance(answer, str):
+            if not answer:
+                raise RejectedError("empty answer")
+            if self.chat:
+                said = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+                return self.exchange(Turns(said), first=1)
+            if self.system or schemas_of(self.tools, bare=False):
+                raise RejectedError("a system text or tools, and no chat template is applied")
+            return Exchange(prompt=prompt, completion=answer)
+        if isinstance(prompt, str) or isinstance(answer, str):
+            raise RejectedError("prompt and answer are not both text or both messages")
+        asked = turns_of(prompt)
+        return self.exchange(asked + turns_of(answer), first=len(asked.messages))
+
+
+def exchanges(row: Mapping[str, Any], kind: Kind, names: Names, chat: bool = False) -> list[Exchange]:
     """One exchange, or for a preference the chosen and the rejected one. `names` are those of its columns.
 
-    Raises RejectedError.
+    `chat`: plain text is a user's and an assistant's turn. Raises RejectedError.
     """
-    values = {field: look_up(row, names.get(field, field)) for field in FIELDS[kind]}
+    values = {field: _value(row, names.get(field, field)) for field in FIELDS[kind]}
     for field, needed in FIELDS[kind].items():
         if needed and values[field] is None:
-            raise RejectedError(f"no field '{names.get(field, field)}'")
-    tools = _tools(values["tools"])
+            has = ", ".join(str(name) for name in row)
+            raise RejectedError(f"no field '{_shown(names.get(field, field))}'", f"it has {has}"[:80])
+    context = _Context(values["system"], values["tools"], chat)
     if kind == "chat":
-        return [Exchange(_messages(values["messages"]), tools)]
+        return [context.exchange(turns_of(values["messages"]))]
     if kind == "prompt_completion":
-        return [_answered(values["prompt"], values["completion"], tools)]
+        return [context.answered(values["prompt"], values["completion"])]
     prompt, chosen, rejected = (values[field] for field in ("prompt", "chosen", "rejected"))
     if chosen == rejected:
         raise RejectedError("chosen and rejected are the same")
     if prompt is None:
         prompt, chosen, rejected = _common_start(chosen, rejected)
-    return [_answered(prompt, chosen, tools), _answered(prompt, rejected, tools)]
+    return [context.answered(prompt, chosen), context.answered(prompt, rejected)]
 
 
-def _answered(prompt: Any, answer: Any, tools: tuple[Any, ...]) -> Exchange:
-    if isinstance(prompt, str) and isinstance(answer, str):
-        if not answer:
-            raise RejectedError("empty answer")
-        return Exchange(prompt=prompt, completion=answer)
-    if isinstance(prompt, str) or isinstance(answer, str):
-        raise RejectedError("prompt and answer are not both text or both messages")
-    asked = _messages(prompt)
-    return Exchange((*asked, *_messages(answer)), tools, first=len(asked))
+def _value(row: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
+    if isinstance(name, str):
+        return look_up(row, name)
+    texts = [text for text in (look_up(row, each) for each in name) if text is not None and text != ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise RejectedError(f"'{_shown(name)}' are not all text")
+    return "\n\n".join(texts) if texts else None
+
+
+def _shown(name: str | tuple[str, ...]) -> str:
+    return name if isinstance(name, str) else ", ".join(name)
 
 
 def _common_start(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -95,47 +123,6 @@ def _common_start(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
     return chosen[:same], chosen[same:], rejected[same:]
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not value:
-        raise RejectedError("messages are not a list")
-    return tuple(_message(entry) for entry in value)
-
-
-def _message(entry: Any) -> Message:
-    """A message as templates expect it: no null values, reasoning under its usual name."""
-    if not isinstance(entry, dict):
-        raise RejectedError("a message is not an object")
-    message = {key: value for key, value in entry.items() if value is not None}
-    if "role" not in message and {"from", "value"} <= message.keys():
-        speaker = message.pop("from")
-        message = {"role": SHAREGPT.get(speaker, speaker), "content": message.pop("value"), **message}
-    if message.get("role") not in ROLES:
-        raise RejectedError("unknown role", repr(message.get("role"))[:40])
-    if not isinstance(message.get("content", ""), str):
-        raise RejectedError("content is not text")
-    if "content" not in message and not message.get("tool_calls"):
-        raise RejectedError("a message without content")
-    reasoning = next((message[name] for name in REASONING if name in message), None)
-    if reasoning is not None:
-        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
-    return message
-
-
-def _tools(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) and value.strip():  # tables keep what has no fixed shape as JSON text
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise RejectedError("tools are not a list of schemas") from None
-    if not value:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise RejectedError("tools are not a list of schemas")
-    return tuple(value)
 
 
 def check_strings(exchange: Exchange, special: tuple[str, ...]) -> None:

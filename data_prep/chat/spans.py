@@ -14,36 +14,30 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from data_prep.chat.messages import ASSISTANT
+from data_prep.chat.records import Exchange
 from data_prep.chat.settings import Turns
 from data_prep.chat.template import ChatTemplate, Message, Span
 from data_prep.documents import RejectedError
 from llmtrain.errors import DataError
 
-ASSISTANT = "assistant"
+NOTHING_LEARNT = "no turn to train on, all have weight 0"
 REWRITES = "the chat template rewrites earlier turns"
 NO_PROMPT = "the generation prompt does not begin the assistant's turn"
 
 
 def assistant_spans(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    tools: Sequence[Any] | None,
-    special: Collection[str],
-    turns: Turns = "all",
-    first: int = 0,
+    template: ChatTemplate, exchange: Exchange, special: Collection[str], turns: Turns = "all"
 ) -> tuple[str, list[Span]]:
-    """The conversation as text, and the spans of the assistant turns among `messages[first:]`, in order.
+    """The conversation as text, and the spans of the assistant turns in it that are learnt, in order.
 
     special  the control tokens, which messages do not hold
     Raises RejectedError when there is no such turn, or its span can't be proven.
     """
-    places = [k for k in range(first, len(messages)) if messages[k].get("role") == ASSISTANT]
-    if turns == "last":
-        places = places[-1:]
-    if not places:
-        raise RejectedError("no assistant turn")
+    messages, tools = exchange.messages, exchange.tools
+    places = _learnt_places(exchange, turns)
     whole = template.render(messages, tools)
-    if template.has_marks:
+    if template.has_marks(tools):
         return whole.text, _marked(whole.marks, messages, places)
     spans = []
     for k in places:
@@ -55,6 +49,20 @@ def assistant_spans(
             raise RejectedError(_why(template, messages, tools, k, after))
         spans.append((len(before), _turn_end(after, len(before), special)))
     return whole.text, spans
+
+
+def _learnt_places(exchange: Exchange, turns: Turns) -> list[int]:
+    """The places of the messages that are learnt. Raises RejectedError when there is none."""
+    messages = exchange.messages
+    places = [k for k in range(exchange.first, len(messages)) if messages[k]["role"] == ASSISTANT]
+    if turns == "last":
+        places = places[-1:]
+    if not places:
+        raise RejectedError("no assistant turn")
+    places = [k for k in places if k not in exchange.unlearnt]
+    if not places:
+        raise RejectedError(NOTHING_LEARNT)
+    return places
 
 
 def _beginning(whole: str, part: str, special: Collection[str]) -> str:
@@ -78,12 +86,12 @@ def _why(
 
 def _marked(marks: Sequence[Span], messages: Sequence[Message], places: Sequence[int]) -> list[Span]:
     """The template's own marks: all of them, or of only some turns when each turn has one mark."""
-    turns = sum(message.get("role") == ASSISTANT for message in messages)
-    if not marks or (len(places) < turns and len(marks) != turns):
+    turns = [k for k, message in enumerate(messages) if message["role"] == ASSISTANT]
+    if not marks or (len(places) < len(turns) and len(marks) != len(turns)):
         raise RejectedError(
-            "the chat template does not mark each assistant turn", f"{len(marks)} marks, {turns} turns"
+            "the chat template does not mark each assistant turn", f"{len(marks)} marks, {len(turns)} turns"
         )
-    return list(marks if len(places) == turns else marks[-len(places) :])
+    return list(marks) if len(places) == len(turns) else [marks[turns.index(k)] for k in places]
 
 
 def _turn_end(text: str, start: int, special: Collection[str]) -> int:
@@ -131,7 +139,7 @@ def check_template(template: ChatTemplate, added: Mapping[str, bool], turns: Tur
         special = _control_tokens(template, added)
         for count in (2, 4):
             messages = PROBE[:count]
-            text, spans = assistant_spans(template, messages, None, special, turns)
+            text, spans = assistant_spans(template, Exchange(messages), special, turns)
             said = [message["content"] for message in messages if message["role"] == ASSISTANT]
             written = "".join(text[slice(*span)] for span in spans)
             if not all(content in written for content in (said if turns == "all" else said[-1:])):
@@ -149,3 +157,24 @@ def check_template(template: ChatTemplate, added: Mapping[str, bool], turns: Tur
             f"an assistant writes can't be proven: {hint}"
         ) from None
     return special
+
+
+def wants_text(template: ChatTemplate, tools: Sequence[Any] | None) -> bool:
+    """Whether a template writes the arguments of a tool call as they are, so that it needs them as JSON text.
+
+    Most write an object by themselves, and would quote a text once more. Which it is, a call shows.
+    """
+    call = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {}}}
+
+    def written(arguments: Any) -> str:
+        function = {"name": "look_up", "arguments": arguments}
+        asks = {"role": ASSISTANT, "content": "", "tool_calls": [{**call, "function": function}]}
+        try:
+            return template.render([*PROBE[:1], asks], tools).text
+        except RejectedError:
+            return ""
+
+    as_object = written({"place": "Paris"})
+    if "Paris" in as_object and "{'place'" not in as_object:
+        return False
+    return '{"place": "Paris"}' in written('{"place": "Paris"}')

@@ -19,9 +19,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data_prep.documents import RejectedError
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, nearest
 
 TEMPLATE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder: NAME.jinja each
+DEFAULT, TOOL_USE = "default", "tool_use"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a `{% generation %}` block is put between while it is rendered. Records that hold one are rejected.
 OPENED, CLOSED = "\U000ffff0", "\U000ffff1"
@@ -69,33 +71,56 @@ class Rendered:
     marks: tuple[Span, ...]
 
 
-class ChatTemplate:
-    """One template with all it can see besides the conversation.
+@dataclass(frozen=True)
+class _Program:
+    """A template ready to run. `words` are all names and texts in it; `marks`: it has generation blocks."""
 
-    sources    template by name; `tool_use`, if there is one, serves conversations with tools
+    template: jinja2.Template
+    words: frozenset[str]
+    marks: bool
+
+
+class ChatTemplate:
+    """A tokenizer's templates with all they can see besides the conversation.
+
+    sources    template by name; `tool_use`, if there is one, serves conversations with tools, as in
+               transformers; the default one, the others
     variables  what every rendering is given: special tokens by role, and the corpus file's own
     today      what `strftime_now` tells the time from; None where that must not be asked
+    chosen     the name of the only one that is used
     """
 
-    def __init__(self, sources: Mapping[str, str], variables: Mapping[str, Any], today: date | None):
-        self.sources = sources
+    def __init__(
+        self, sources: Mapping[str, str], variables: Mapping[str, Any], today: date | None, chosen: str = ""
+    ):
         self.variables = variables
+        self.chosen = chosen
         environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
         environment.globals.update(raise_exception=_refuse, strftime_now=_clock(today), namespace=_Namespace)
         self._environment = environment
+        used = {chosen} if chosen else {DEFAULT, TOOL_USE} & sources.keys()
+        self.unused = tuple(sorted(sources.keys() - used))
         try:
-            self._templates = {name: environment.from_string(text) for name, text in sources.items()}
-            trees = [environment.parse(text) for text in sources.values()]
+            self._programs = {name: _program(environment, sources[name]) for name in used}
         except jinja2.TemplateError as error:
             raise DataError(f"the tokenizer's chat template is not valid Jinja: {error}") from None
-        self.has_marks = any(
-            isinstance(call.call.node, nodes.ExtensionAttribute)
-            for tree in trees
-            for call in tree.find_all(nodes.CallBlock)
-        )
+
+    def has_marks(self, tools: Sequence[Any] | None = None) -> bool:
+        """Whether what renders a conversation with these tools has `{% generation %}` blocks."""
+        return self._program(tools).marks
+
+    def names(self, word: str, tools: Sequence[Any] | None = None) -> bool:
+        """Whether what renders a conversation with these tools has this word in it anywhere.
+
+        A key that a template does not name has no effect on what it writes.
+        """
+        return word in self._program(tools).words
+
+    def _program(self, tools: Sequence[Any] | None) -> _Program:
+        return self._programs[self.chosen or (TOOL_USE if tools and TOOL_USE in self._programs else DEFAULT)]
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, prompt: bool = False
@@ -104,21 +129,26 @@ class ChatTemplate:
 
         Raises RejectedError when the template raises anything.
         """
-        text = self._render(messages, tools, prompt, marking=False)
-        if not self.has_marks:
+        text = self.text(messages, tools, prompt)
+        if not self.has_marks(tools):
             return Rendered(text, ())
         marked = _without_marks(self._render(messages, tools, prompt, marking=True))
         if marked.text != text:
             raise RejectedError("the chat template changes the text between its generation marks")
         return marked
 
+    def text(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, prompt: bool = False
+    ) -> str:
+        """As `render`, without the marks."""
+        return self._render(messages, tools, prompt, marking=False)
+
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool, marking: bool
     ) -> str:
         self._environment.marking = marking
-        name = "tool_use" if tools and "tool_use" in self._templates else "default"
         try:
-            return self._templates[name].render(
+            return self._program(tools).template.render(
                 {
                     **self.variables,
                     "messages": list(messages),
@@ -133,24 +163,64 @@ class ChatTemplate:
             raise RejectedError("the chat template refuses it", str(error)) from None
 
 
-def load_template(folder: Path, variables: Mapping[str, Any], today: date | None) -> ChatTemplate:
-    """The template of a tokenizer folder. Raises DataError when it has none."""
+def load_template(
+    folder: Path, variables: Mapping[str, Any], today: date | None, chosen: str
+) -> ChatTemplate:
+    """The templates of a tokenizer folder. Raises DataError when it has none, or not the `chosen` one."""
+    sources = template_sources(folder)
+    if (chosen or DEFAULT) in sources:
+        return ChatTemplate(sources, {**_special_tokens(_configuration(folder)), **variables}, today, chosen)
+    known = f"it has {', '.join(sorted(sources))}"
+    if sources and chosen:
+        raise DataError(
+            f"samples.chat_template = {chosen!r}: the tokenizer has no template of that name "
+            f"({known}) {nearest(chosen, sources)}".rstrip()
+        )
+    if sources:
+        raise DataError(
+            f"tokenizer.source = {str(folder)!r} has no default chat template ({known}): name one in "
+            "samples.chat_template"
+        )
+    raise DataError(
+        f"tokenizer.source = {str(folder)!r} has no chat template, and messages are rendered by nothing "
+        f"else: take the tokenizer of a chat model, or put a {TEMPLATE} into the tokenizer's folder"
+    )
+
+
+def template_sources(folder: Path) -> dict[str, str]:
+    """The templates of a tokenizer folder by name, as transformers finds them."""
+    files = {path.name.removesuffix(".jinja"): path for path in template_files(folder)}
+    if (folder / TEMPLATE).is_file():
+        files[DEFAULT] = folder / TEMPLATE
+    if files:  # then what the configuration says does not count
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    found = _configuration(folder).get("chat_template")
+    if isinstance(found, list):
+        return {entry["name"]: entry["template"] for entry in found}
+    return {DEFAULT: found} if isinstance(found, str) else dict(found or {})
+
+
+def template_files(folder: Path) -> list[Path]:
+    """The named templates of a tokenizer folder that lie in files of their own."""
+    return sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", TOKENIZER_CONFIG):
         if (folder / name).is_file():
             config |= json.loads((folder / name).read_text(encoding="utf-8"))
-    found = config.get("chat_template")
-    if (folder / TEMPLATE).is_file():
-        found = (folder / TEMPLATE).read_text(encoding="utf-8")
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}
-    sources = {"default": found} if isinstance(found, str) else found
-    if not sources or "default" not in sources:
-        raise DataError(
-            f"tokenizer.source = {str(folder)!r} has no chat template, and messages are rendered by nothing "
-            f"else: take the tokenizer of a chat model, or put a {TEMPLATE} into the tokenizer's folder"
-        )
-    return ChatTemplate(sources, {**_special_tokens(config), **variables}, today)
+    return config
+
+
+def _program(environment: jinja2.Environment, source: str) -> _Program:
+    tree = environment.parse(source)
+    words = {node.attr for node in tree.find_all(nodes.Getattr)}
+    words |= {node.name for node in tree.find_all(nodes.Name)}
+    words |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    calls = (block.call.node for block in tree.find_all(nodes.CallBlock))
+    marks = any(isinstance(call, nodes.ExtensionAttribute) for call in calls)
+    return _Program(environment.from_string(source), frozenset(words), marks)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

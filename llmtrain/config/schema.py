@@ -25,6 +25,7 @@ def _number_from_text(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_number_from_text)]
 PackingName = Literal["concat", "best_fit", "best_fit_crop"]  # what each is: `llmtrain.data.packing`
+TooLong = Literal["refuse", "drop", "truncate_left"]  # what becomes of it: `llmtrain.data.too_long`
 
 
 class Section(BaseModel):
@@ -88,7 +89,11 @@ class PhaseSection(Section):
 
 
 class DataSection(Section):
-    """What is trained on, and how documents become rows of `seq_len` tokens."""
+    """What is trained on, and how documents become rows of `seq_len` tokens.
+
+    `too_long`: what becomes of a conversation longer than a row. It is refused unless this says to drop it,
+    or to truncate it from the left, between turns, with its system turn kept. Text is cut where a row ends.
+    """
 
     train: tuple[TrainSource, ...] = Field(min_length=1)
     phases: tuple[PhaseSection, ...] = ()
@@ -96,6 +101,7 @@ class DataSection(Section):
     seq_len: int = Field(default=1024, ge=2)
     packing: PackingName = "concat"
     mask_documents: bool = True
+    too_long: TooLong | None = None
 
     @model_validator(mode="after")
     def _phases_fit(self) -> DataSection:

@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config.schema import DataSection, DataSource, PackingName
+from llmtrain.config.schema import DataSection, DataSource, PackingName, TooLong
 from llmtrain.data.course import Course, CoursePlanner
 from llmtrain.data.dataset import Dataset, open_dataset
 from llmtrain.data.order import Mixture, Permutation, derive
 from llmtrain.data.packed import PackedRows
-from llmtrain.data.packing import Packing, pack
-from llmtrain.errors import DataError
+from llmtrain.data.packing import Packing, cut_documents, pack
+from llmtrain.data.too_long import excess_of, shorten
+from llmtrain.errors import ConfigError, DataError, Problem
+
+WAYS_OUT = (
+    "set data.too_long: drop, or truncate_left, which keeps the system turn and as many of the last turns as "
+    "fit (or samples.max_tokens and samples.too_long where the data is built), or raise data.seq_len"
+)
 
 
 class Batches:
@@ -60,11 +66,45 @@ class Batches:
     ) -> Batches:
         """The rows of a run of so many steps, with its token budgets, phases and limits on epochs.
 
-        Raises ConfigError, naming fields by their origins, when the run needs more than its sources may give.
+        Raises ConfigError, naming fields by their origins, when the run needs more than its sources may give,
+        or has conversations longer than a row and does not say what becomes of them.
         """
         batches = cls(data.train, data.seq_len, rows_per_step, seed, data.mask_documents, data.packing)
+        batches._shorten(data.too_long, origins)
         batches.course = CoursePlanner(data, batches.rows_of_sources, steps, rows_per_step, origins).plan()
         return batches
+
+    def _shorten(self, policy: TooLong | None, origins: Mapping[str, str]) -> None:
+        """Takes out of the rows what of their conversations is longer than a row."""
+        if policy is not None and not any(dataset.masked for dataset in self.datasets):
+            fix = "no data.train source holds conversations, and text is cut where a row ends: leave it out"
+            raise ConfigError(Problem("data.too_long", policy, origins.get("data.too_long", "run"), fix))
+        if policy in (None, "refuse"):
+            found = [excess for each in self.datasets if (excess := excess_of(each, self.seq_len))]
+            if found:
+                fix = f"{found[0].counted}, and packing would cut them in mid-answer: {WAYS_OUT}"
+                raise ConfigError(
+                    Problem("data.seq_len", self.seq_len, origins.get("data.seq_len", "run"), fix)
+                )
+        self.packings = _shortened(self.packings, self.seq_len, policy, self.mask_documents)
+        self.datasets = tuple(each.dataset for each in self.packings)
+        self.rows_of_sources = [each.rows for each in self.packings]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What becomes of conversations that do not fit their rows, in sentences."""
+        notes = []
+        for packing in self.packings:
+            dataset = packing.dataset
+            if dataset.excess is not None:
+                notes.append(f"{dataset.excess} (data.too_long)")
+            cut = cut_documents(packing) if dataset.masked else 0
+            if cut:
+                notes.append(
+                    f"{dataset.folder} ({dataset.split}): data.packing = {self.packing} cuts {cut:,} of "
+                    f"{len(dataset.ends):,} documents where a row ends; best_fit keeps them whole"
+                )
+        return tuple(notes)
 
     def at(self, step: int) -> PackedRows:
         """The rows of optimizer step `step`, counted from 0."""
@@ -138,14 +178,18 @@ def held_out(
     rows: int | None,
     mask_documents: bool,
     packing: PackingName = "concat",
+    too_long: TooLong | None = None,
 ) -> PackedRows:
     """Rows spread evenly over each evaluation source, in order and always the same ones.
 
     `rows` in all (fewer when there are fewer; None: all there are), shared by the sources' weights. The first
     ones would be a few files that happen to come first; evenly spread ones stand for the whole split.
-    Raises DataError as `Batches` does.
+    Conversations longer than a row are cut by the packing unless `too_long` says otherwise.
+    Raises DataError as `Batches` does, and for such conversations when they are refused.
     """
     packings = _open_all(sources, seq_len, mask_documents, packing)
+    if too_long is not None:
+        packings = _shortened(packings, seq_len, too_long, mask_documents)
     available = np.array([each.rows for each in packings])
     rows = int(available.sum()) if rows is None else rows
     mixed, _ = Mixture([source.weight for source in sources])(np.arange(rows, dtype=np.int64))
@@ -180,6 +224,23 @@ def _open_all(
                 f"of data.seq_len = {seq_len}{one_more}: use more text or a smaller seq_len"
             )
     return tuple(packings)
+
+
+def _shortened(
+    packings: tuple[Packing, ...], seq_len: int, policy: TooLong | None, mask_documents: bool
+) -> tuple[Packing, ...]:
+    """The packings without conversations longer than a row. Raises DataError when those are refused."""
+    found: list[Packing] = []
+    for packing in packings:
+        excess = excess_of(packing.dataset, seq_len)
+        if excess is not None and policy == "refuse":
+            raise DataError(f"{excess.counted}: {WAYS_OUT}")
+        left = shorten(packing.dataset, seq_len, policy)
+        again = packing if left is packing.dataset else pack(left, seq_len, packing.name, mask_documents)
+        if not again.rows:
+            raise DataError(f"{left.excess}: nothing is left for a row: raise data.seq_len")
+        found.append(again)
+    return tuple(found)
 
 
 def _check_kind(dataset: Dataset, mask_documents: bool) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmtrain.data.manifest import TOKENIZER, Manifest, SplitEntry, read_manifest
-from llmtrain.data.shards import REBUILD, Shard
+from llmtrain.data.shards import REBUILD, TRAINED, Shard
 from llmtrain.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from llmtrain.data.too_long import Excess
 
 
 class Dataset:
     """The token stream of one split: documents in order, shard after shard.
 
-    ends   int64 [documents with tokens]: where each document ends in the stream (exclusive), rising
+    ends    int64 [documents with tokens]: where each document ends in the stream (exclusive), rising
+    excess  which of its documents were longer than a row, where something was done about them
     """
+
+    excess: Excess | None = None
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, shards: tuple[Shard, ...]):
         self.folder = folder
@@ -85,9 +92,17 @@ class Dataset:
 
     def masks(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """As `windows`, of a masked dataset's marks: 1 where the token there is trained on."""
+        return [marks & TRAINED for marks in self._windows(self._marks, starts, lengths)]
+
+    def marks(self, start: int, length: int) -> np.ndarray:
+        """The bytes of a masked dataset's mask, all bits of them."""
+        return self._windows(self._marks, np.array([start]), np.array([length]))[0]
+
+    @property
+    def _marks(self) -> list[np.ndarray]:
         marks = [shard.mask for shard in self.shards if shard.mask is not None]
         assert len(marks) == len(self.shards), f"{self.folder} has no masks"
-        return self._windows(marks, starts, lengths)
+        return marks
 
     def _windows(self, arrays: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         first = np.searchsorted(self._starts, starts, side="right") - 1

@@ -5,9 +5,10 @@
 The manifest names every shard with its size and sha256. The fingerprint is a hash of content alone
 (tokens, boundaries, loss masks, dtype, tokenizer), so it survives a copy, a rename and a rebuild.
 
-Version 1 is text. Version 2 is fine-tuning data: `kind` says which, and every shard has a `.mask`
-(`llmtrain.data.shards`). Text is still written as version 1, which older readers know; they must not read
-version 2, because they would train on what is only to be read.
+Version 1 is text. Version 3 is fine-tuning data: `kind` says which, and every shard has a `.mask`
+(`llmtrain.data.shards`); in version 2 that has only the bit of what is trained on. Text is still written as
+version 1, which older readers know; they must not read the others, because they would train on what is only
+to be read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from llmtrain.errors import DataError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 FORMAT = "llmtrain-dataset"  # the first key of every manifest
-VERSION, MASKED_VERSION = 1, 2
+VERSION, MASKED_VERSION = 1, 3
+KNOWN = (VERSION, 2, MASKED_VERSION)
 Kind = Literal["text", "chat", "prompt_completion", "preference"]
 
 
@@ -229,9 +231,9 @@ def _parse(folder: Path) -> Manifest:
         raise DataError(f"{path} is not readable JSON ({error}): {REBUILD}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of a {FORMAT}")
-    if content.get("version") not in (VERSION, MASKED_VERSION):
+    if content.get("version") not in KNOWN:
         raise DataError(
-            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION} and "
+            f"{path} has format version {content.get('version')!r}, this llmtrain reads {VERSION} to "
             f"{MASKED_VERSION}: use the llmtrain that wrote it, or build the dataset again"
         )
     try:
@@ -251,7 +253,7 @@ def _parse(folder: Path) -> Manifest:
     if manifest.fingerprint != expected:
         raise DataError(f"{path} was edited: its fingerprint does not follow from its contents: {REBUILD}")
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    agreed = manifest.version == (MASKED_VERSION if manifest.masked else VERSION)
+    agreed = (manifest.version != VERSION) == manifest.masked
     if not agreed or any((shard.mask is not None) != manifest.masked for shard in shards):
         raise DataError(
             f"{path} is damaged: its version, its kind ({manifest.kind}) and its masks do not agree: "

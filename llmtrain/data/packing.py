@@ -42,6 +42,7 @@ class Pieces:
 class Packing(Protocol):
     """The rows of one dataset."""
 
+    name: PackingName
     dataset: Dataset
     rows: int  # in one epoch
     tokens: int  # of the dataset that those rows read, each once
@@ -52,6 +53,8 @@ class Packing(Protocol):
 
 class Concat:
     """One stream, cut every `seq_len` tokens. The last token of the dataset is only ever predicted."""
+
+    name: PackingName = "concat"
 
     def __init__(self, dataset: Dataset, seq_len: int, mask_documents: bool):
         self.dataset = dataset
@@ -84,6 +87,7 @@ class BestFit:
     """
 
     def __init__(self, dataset: Dataset, seq_len: int, crop: bool):
+        self.name: PackingName = "best_fit_crop" if crop else "best_fit"
         self.dataset = dataset
         self._seq_len = seq_len
         self._crop = crop
@@ -132,6 +136,14 @@ def pack(dataset: Dataset, seq_len: int, packing: PackingName, mask_documents: b
     if packing == "concat":
         return Concat(dataset, seq_len, mask_documents)
     return BestFit(dataset, seq_len, crop=packing == "best_fit_crop")
+
+
+def cut_documents(packing: Packing) -> int:
+    """How many documents are not whole in one row."""
+    pieces, ends = packing.pieces(np.arange(packing.rows)), packing.dataset.ends
+    document = np.searchsorted(ends, pieces.start, side="right")
+    cut = pieces.continues | (pieces.start != _starts_of(ends, document))
+    return len(np.unique(document[cut]))
 
 
 def _starts_of(ends: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -14,8 +14,10 @@
 Layout after Megatron-LM, `megatron/core/datasets/indexed_dataset.py`. A document is one sequence unless
 it has more tokens than an i32 can count.
 
-Fine-tuning data has a third file, which Megatron never opens: `.mask`, one byte per token of `.bin`, 1 for a
-token that is trained on and 0 for one that is only read. A document's first token is never trained on.
+Fine-tuning data has a third file, which Megatron never opens: `.mask`, one byte per token of `.bin`. Its
+lowest bit is 1 for a token that is trained on and 0 for one that is only read; a document's first token is
+never trained on. Two more say where a document may be cut from the left (`llmtrain.data.too_long`): the head,
+which stays, ends before this token (at most once in a document); the rest may begin with this token.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ LEGACY_MAGIC = b"TNTIDX\x00\x00"  # fairseq's and early Megatron's cached and la
 HEADER = struct.Struct("<9sQBQQ")
 CODES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "a float", 7: "a float"}
+TRAINED, HEAD_ENDS, RESTARTS = 1, 2, 4  # the bits of a mask's byte
 LONGEST_SEQUENCE = 2**31 - 1  # tokens; lengths are i32
 BLOCK_TOKENS = 1 << 22
 REBUILD = "build the dataset again with `llmtrain data build` (or `import`), or fetch the file again"
@@ -103,7 +106,7 @@ class ShardWriter:
     ) -> None:
         """Appends documents: `tokens` [t] back to back, cut by `lengths` [documents] (None: one).
 
-        `mask` uint8 [t] of 0 and 1 is given exactly when the shard is masked.
+        `mask` uint8 [t] of marks is given exactly when the shard is masked.
         """
         cuts = np.array([len(tokens)], np.int64) if lengths is None else np.asarray(lengths, np.int64)
         assert cuts.sum() == len(tokens) and (cuts >= 0).all(), "document lengths do not add up to the tokens"
@@ -128,8 +131,9 @@ class ShardWriter:
 
     def _add_mask(self, mask: np.ndarray, cuts: np.ndarray) -> None:
         assert self._mask is not None and len(mask) == cuts.sum(), "a mask of another length than its tokens"
-        assert not len(mask) or mask.max() <= 1, "a mask holds 0 and 1"
-        assert not mask[(np.cumsum(cuts) - cuts)[cuts > 0]].any(), "a document's first token follows nothing"
+        assert not len(mask) or mask.max() <= TRAINED | HEAD_ENDS | RESTARTS, "a mask holds three bits"
+        firsts = mask[(np.cumsum(cuts) - cuts)[cuts > 0]]
+        assert not (firsts & TRAINED).any(), "a document's first token follows nothing"
         self._mask.write(mask.tobytes())
         self._mask_hash.update(mask.tobytes())
 
@@ -198,7 +202,7 @@ class Shard:
     """A finished shard, memory-mapped.
 
     tokens    [t] of `dtype`, read-only: the whole `.bin`
-    mask      uint8 [t], read-only: the whole `.mask`; None when not `masked`
+    mask      uint8 [t], read-only: the whole `.mask`, all bits of it; None when not `masked`
     ends      int64 [documents]: where each document ends in `tokens` (exclusive)
 
     Raises DataError naming the file when it is missing, cut, of another format, or inconsistent.

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.manifest import Manifest, read_manifest
-from llmtrain.data.shards import REBUILD, Shard
+from llmtrain.data.shards import HEAD_ENDS, REBUILD, RESTARTS, TRAINED, Shard
 from llmtrain.errors import DataError
 
 BLOCK_TOKENS = 1 << 24
@@ -92,9 +92,9 @@ def _check_mask(shard: Shard) -> None:
         return
     starts = np.concatenate([[0], shard.ends[:-1]])
     starts = starts[starts < shard.ends]
-    if int(shard.mask.max()) > 1 or shard.mask[starts].any():
+    if int(shard.mask.max()) > TRAINED | HEAD_ENDS | RESTARTS or (shard.mask[starts] & TRAINED).any():
         raise DataError(
-            f"{shard.prefix}.mask holds more than 0 and 1, or marks a document's first token, which follows "
+            f"{shard.prefix}.mask holds what no mask holds, or marks a document's first token, which follows "
             "nothing: it was not written by llmtrain"
         )
 
@@ -107,7 +107,7 @@ def _check_samples(folder: Path, name: str, manifest: Manifest) -> None:
         )
     claimed = manifest.splits[name].trained_tokens
     masks = [shard.mask for shard in open_dataset(folder, name).shards if shard.mask is not None]
-    marked = sum(int(mask.sum(dtype=np.int64)) for mask in masks)
+    marked = sum(int(np.count_nonzero(mask & TRAINED)) for mask in masks)
     if manifest.masked and claimed != marked:
         raise DataError(
             f"{folder} split '{name}' has {marked} tokens that are trained on, its manifest says {claimed}: "

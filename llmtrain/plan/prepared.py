@@ -32,7 +32,14 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
     evaluation = None
     if data.eval:
-        evaluation = held_out(data.eval, data.seq_len, plan.run.eval.rows, data.mask_documents, data.packing)
+        evaluation = held_out(
+            data.eval,
+            data.seq_len,
+            plan.run.eval.rows,
+            data.mask_documents,
+            data.packing,
+            data.too_long or "refuse",
+        )
     check_tokenizers(loaded, batches, evaluation)
     return PreparedRun(loaded, plan, batches, evaluation)
 

@@ -288,13 +288,17 @@ def _shares(plan: Plan, batches: Batches) -> tuple[SourceShare, ...]:
 
 
 def _packed(batches: Batches | None) -> str:
-    """What is cropped, left over or padded; empty for plain concatenation, which does next to nothing."""
-    if batches is None or batches.packing == "concat":
+    """What is cropped, left over or padded, which is next to nothing for plain concatenation; and what
+    becomes of conversations that do not fit."""
+    if batches is None:
         return ""
-    return (
+    if batches.packing == "concat":
+        return "\n".join(batches.notes)
+    lines = (
         f"{batches.rows_per_epoch:,} rows by {batches.packing}: {batches.padded:.3%} of them padding, "
         f"{batches.lost:.3%} of the tokens cropped"
     )
+    return "\n".join([lines, *batches.notes])
 
 
 def _model_config(model: ModelSection, unknown: list[str]) -> Mapping[str, Any]:

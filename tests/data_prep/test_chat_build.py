@@ -75,7 +75,7 @@ def documents(folder: Path, split: str = "train") -> list[tuple[str, str]]:
             tokens, mask = shard.document(number), shard.mask[start : int(shard.ends[number])]
             texts = (
                 tokenizer.decode(part.tolist(), skip_special_tokens=False)
-                for part in (tokens, tokens[mask == 1])
+                for part in (tokens, tokens[mask & 1 == 1])
             )
             found.append(tuple(texts))
     return found  # type: ignore[return-value]
@@ -85,7 +85,7 @@ def test_a_corpus_of_conversations_becomes_masked_shards(tmp_path: Path) -> None
     rows = talks(60)
     manifest = built(tmp_path, rows, splits={"valid": 0.2})
     out = tmp_path / "out"
-    assert (manifest.version, manifest.kind, manifest.append_eos) == (2, "chat", False)
+    assert (manifest.version, manifest.kind, manifest.append_eos) == (3, "chat", False)
     found = documents(out) + documents(out, "valid")
     expected = [
         "".join(m["content"] + "<|im_end|>" for m in row["messages"] if m["role"] == "assistant")
@@ -129,7 +129,9 @@ def test_nothing_is_lost_and_every_refusal_is_counted(tmp_path: Path) -> None:
         {"messages": [asked, {**said, "content": "eight legs " * 50}]},
         7,
     ]
-    manifest = built(tmp_path, rows, samples={"max_tokens": 60})
+    with pytest.raises(DataError, match=r"max_reject_fraction = 0.1: 4 of 6 .*; 1 special token in content"):
+        built(tmp_path, rows, samples={"max_tokens": 60})
+    manifest = built(tmp_path, rows, samples={"max_tokens": 60}, max_reject_fraction=1)
     counts = manifest.counts
     assert counts.rejected == {
         "no assistant turn": 1,
@@ -207,7 +209,7 @@ def test_a_corpus_file_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"field": "text"}, "with kind: chat field maps messages, tools to your columns' names"),
+        ({"field": "text"}, "with kind: chat field maps messages, system, tools to your columns' names"),
         ({"field": {"mesages": "m"}}, "kind: chat has no field 'mesages' .*did you mean 'messages'"),
         ({"meta": ["url"]}, "meta goes along for steps"),
     ],
@@ -223,7 +225,7 @@ def test_files_without_fields_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a")
     path = corpus_file(tmp_path, talks(1), sources=[{"path": str(tmp_path / "notes.txt")}])
     with pytest.raises(
-        DataError, match=r"notes.txt is text, and fine-tuning data has fields \(messages, tools\)"
+        DataError, match=r"notes.txt is text, and fine-tuning data has fields \(messages, system, tools\)"
     ):
         build(path)
 
@@ -273,6 +275,7 @@ def test_a_weight_repeats_conversations_in_train_alone(tmp_path: Path) -> None:
     manifest = built(tmp_path, talks(40), sources=sources, splits={"valid": 0.25})
     train, valid = (manifest.splits[name].documents for name in ("train", "valid"))
     assert train % 2 == 0 and train // 2 + valid == 40 and manifest.counts.repeats == train // 2
-    marks = np.concatenate([shard.mask for shard in open_dataset(tmp_path / "out", "train").shards])
+    shards = open_dataset(tmp_path / "out", "train").shards
+    marks = np.concatenate([shard.mask & 1 for shard in shards])  # type: ignore[operator]
     assert marks.sum() == manifest.splits["train"].trained_tokens
     assert read_manifest(tmp_path / "out", hashes=True) == manifest

@@ -32,7 +32,7 @@ def by_hand(world: World, run: str) -> list[float]:
     from transformers import AutoModelForCausalLM
 
     config = load_run(run).config
-    batches = Batches(config.data.train, config.data.seq_len, config.batch.rows, config.seed, True)
+    batches = Batches.of_run(config.data, config.batch.rows, config.seed, config.schedule.steps or 0, {})
     net = AutoModelForCausalLM.from_pretrained(config.model.source, dtype=torch.float32)
     section = config.optimizer
     groups = [
@@ -63,15 +63,30 @@ def conversations(dataset: Any, row: int, config: Any) -> list[tuple[torch.Tenso
 
     A row's last token has one to predict as well, so a piece goes one token further than the row.
     """
-    (shard,) = dataset.shards
     first, last = row * config.data.seq_len, (row + 1) * config.data.seq_len
-    found = []
-    for start, end in zip([0, *shard.ends[:-1].tolist()], shard.ends.tolist(), strict=True):
+    found, start = [], 0
+    for whole in shortened(dataset, config.data.seq_len):
+        end = start + len(whole)
         low, high = max(start, first), min(end, last + 1)
         if low < high:
-            tokens = torch.tensor(shard.tokens[low:high].astype("int64"))
-            mask = torch.tensor(shard.mask[low:high].astype("int64"))
-            found.append((tokens, torch.where(mask == 1, tokens, IGNORED)))
+            tokens, marks = torch.tensor(whole[low - start : high - start]).T
+            found.append((tokens, torch.where(marks % 2 == 1, tokens, IGNORED)))
+        start = end
+    return found
+
+
+def shortened(dataset: Any, longest: int) -> list[list[list[int]]]:
+    """[token, mark] of each conversation; one that is too long without its first turns, one by one."""
+    (shard,) = dataset.shards
+    found = []
+    for start, end in zip([0, *shard.ends[:-1].tolist()], shard.ends.tolist(), strict=True):
+        whole = list(
+            map(list, zip(shard.tokens[start:end].tolist(), shard.mask[start:end].tolist(), strict=True))
+        )
+        head = next((at for at, (_, mark) in enumerate(whole) if mark & 2), 0)
+        places = [0, *(at for at, (_, mark) in enumerate(whole) if mark & 4)]
+        fitting = [left for at in places if len(left := whole[:head] * (at > 0) + whole[at:]) <= longest]
+        found += fitting[:1]
     return found
 
 

@@ -66,7 +66,7 @@ def run_file(folder: Path, name: str, **sections: Any) -> str:
         "output_dir": str(folder / name),
         "seed": 5,
         "model": {"source": str(folder / "model")},
-        "data": {"train": [{"path": str(folder / "data")}], "seq_len": 48},
+        "data": {"train": [{"path": str(folder / "data")}], "seq_len": 48, "too_long": "truncate_left"},
         "batch": {"rows": 4, "micro": 1},
         "schedule": {"steps": STEPS, "warmup": 0, "decay": "constant"},
         "optimizer": {"lr": 5e-3, "clip": 0.5},
@@ -88,3 +88,5 @@ def test_losses_are_those_of_transformers_with_ignored_labels(worlds: Any, tuned
         run = run_file(tuned, f"{sections['deepspeed']}-{ranks}", **sections)
         for losses in worlds.run(f"{PROGRAM}:train", ranks, run=run):
             assert losses == pytest.approx(expected, rel=1e-5), sections
+        log = (Path(run).with_suffix("") / "logs" / "rank-0.log").read_text()
+        assert "20 of 80 conversations are longer than a row of 48 tokens, the longest 65: 20 cut from" in log

@@ -53,7 +53,7 @@ def make_dataset(
             documents=sum(shard.documents for shard in written),
             tokens=sum(shard.tokens for shard in written),
             text_bytes=3 * sum(shard.tokens for shard in written),
-            trained_tokens=None if masks is None else sum(sum(m) for s in masks[split] for m in s),
+            trained_tokens=None if masks is None else sum(x & 1 for s in masks[split] for m in s for x in m),
             shards=tuple(written),
         )
     sha256 = file_sha256(folder / TOKENIZER / "tokenizer.json")
@@ -61,7 +61,7 @@ def make_dataset(
     manifest = Manifest(
         name=folder.name,
         created_by="tests",
-        version=1 if kind == "text" else 2,
+        version=1 if kind == "text" else 3,
         kind=kind,
         fingerprint=fingerprint(entries, dtype, vocab_size, sha256, kind == "text", kind),
         dtype=dtype,

@@ -98,7 +98,7 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3}, "has format version 3, this llmtrain reads 1 and 2"),
+        ({"version": 4}, "has format version 4, this llmtrain reads 1 to 3"),
         ({"version": 2}, "its version, its kind .text. and its masks do not agree"),
         ({"format": "other"}, "is not the manifest of a llmtrain-dataset"),
         ({"vocab_size": "many"}, "is damaged at vocab_size"),
