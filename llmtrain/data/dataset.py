@@ -10,6 +10,9 @@ from llmtrain.data.manifest import TOKENIZER, Manifest, SplitEntry, read_manifes
 from llmtrain.data.shards import REBUILD, Shard
 from llmtrain.errors import DataError, nearest
 
+_SAMPLED = 1 << 20  # tokens that tell how turns end where the manifest does not
+_OFTEN = 0.05  # of all turns: more than are cut in their midst
+
 
 class Dataset:
     """The token stream of one split: documents in order, shard after shard.
@@ -47,6 +50,21 @@ class Dataset:
     def eos_id(self) -> int:
         """The id that ends a document."""
         return self.manifest.tokenizer.eos_id
+
+    @property
+    def turn_ends(self) -> list[int]:
+        """The ids that end a turn that is learnt; those of an older manifest are read off the masks."""
+        said = self.manifest.turn_ends
+        if said or not self.masked or not self.tokens:
+            return sorted(said.values())
+        tokens = self.pieces(0, min(self.tokens, _SAMPLED))[0]
+        mask = self._pieces([shard.mask for shard in self.shards if shard.mask is not None], 0, len(tokens))[
+            0
+        ]
+        lasts = tokens[(mask == 1) & (np.append(mask[1:], 0) == 0)]  # a document's first is never marked
+        ids, counts = np.unique(lasts, return_counts=True)
+        often = set(ids[counts >= _OFTEN * len(lasts)].tolist())
+        return sorted(often & set(self.manifest.tokenizer.special.values()))
 
     @property
     def tokenizer_folder(self) -> Path:
