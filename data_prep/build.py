@@ -341,7 +341,7 @@ def _make_tokenizer(
         described = described.model_copy(update={"engine": str(engine)})
     part = entry.with_suffix(".part")
     part.write_text(described.model_dump_json())
-    for path in [part, *(work / TOKENIZER).iterdir()]:
+    for path in [part, *filter(Path.is_file, (work / TOKENIZER).rglob("*"))]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     part.rename(entry)

@@ -18,8 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
-from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
+from llmtrain.data.tokenizer_files import NAMES, TEMPLATES, tokenizer_files
 from llmtrain.errors import DataError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -100,7 +100,9 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*NAMES, f"{TEMPLATES}/*.jinja"])
+        )
     except Exception as error:  # offline, no such repository, no access: the same to the user
         raise DataError(
             f"tokenizer.source = {name!r} is no folder here and can't be fetched from the Hub: {error}"
@@ -112,11 +114,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
     Raises DataError for a file that is a link out of it.
     """
-    folder.mkdir(parents=True)
-    for name in FILES:
-        if (source / name).is_file():
-            refuse_link_out(source / name)
-            shutil.copyfile(source / name, folder / name)
+    for path in tokenizer_files(source):
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""With which tokens a chat template ends an assistant's turn: where a model that learnt it stops by itself."""
+"""With which tokens a chat template ends an assistant's turn: where a model that learnt it stops."""
 
 from __future__ import annotations
 

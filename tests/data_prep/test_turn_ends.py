@@ -1,4 +1,4 @@
-"""What ends a turn stands in the manifest of fine-tuning data, so that whoever exports the model can say it."""
+"""What ends a turn stands in the manifest of fine-tuning data, so that an export can say it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ CALLS = CHATML.replace(
 )
 CALLS = CALLS.replace(
     "{{- '<|im_start|>' + message.role",
-    "{%- set end = '<|eom|>\\n' if message.tool_calls else '<|im_end|>\\n' %}\n{{- '<|im_start|>' + message.role",
+    "{%- set end = '<|eom|>\\n' if message.tool_calls else '<|im_end|>\\n' %}\n"
+    "{{- '<|im_start|>' + message.role",
 )
 
 
 @pytest.mark.parametrize(
     "template, special, turns, ends",
     [
-        *[(FAMILIES[name].template, FAMILIES[name].special, "all", ["<|im_end|>"]) for name in ("chatml", "marked")],
+        (FAMILIES["chatml"].template, IM, "all", ["<|im_end|>"]),
+        (FAMILIES["marked"].template, IM, "all", ["<|im_end|>"]),
         (FAMILIES["headers"].template, FAMILIES["headers"].special, "all", ["<|eot_id|>"]),
         (FAMILIES["turns"].template, FAMILIES["turns"].special, "all", ["<end_of_turn>"]),
         (FAMILIES["closed"].template, FAMILIES["closed"].special, "all", ["</s>", "<|end|>"]),

@@ -21,8 +21,8 @@ from rows_of_strangers import RUN, Victims, reload_here, use_hub_folder, use_run
 from watched import Watched
 
 from data_prep.build import build
-from llmtrain.checkpoint.facts import tokenizer_files
 from llmtrain.config.load import load_run
+from llmtrain.data.tokenizer_files import tokenizer_files
 from llmtrain.data.verify import verify
 from llmtrain.errors import InputError
 from llmtrain.export.push import check_destination

@@ -15,8 +15,9 @@ from llmtrain.data.batches import held_out
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.rows import IGNORED
 from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError
-from llmtrain.evaluate import evaluate_folder, find_subject, unigram_loss_sum
+from llmtrain.evaluate import evaluate_folder, unigram_loss_sum
 from llmtrain.generate import Sampling, generate
+from llmtrain.trained import find_subject
 
 
 @pytest.fixture(scope="module")
