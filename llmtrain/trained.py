@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.hub_names import looks_like_a_path
+from llmtrain.config.hub_reach import settle_reach
 from llmtrain.config.load import load_run
 from llmtrain.config.schema import RunConfig
 from llmtrain.errors import CheckpointError, InputError
@@ -44,6 +45,7 @@ def find_subject(what: str) -> Subject:
     if not path.exists():
         if looks_like_a_path(what):
             raise nothing_at(what)
+        settle_reach()
         return Subject(what, None, None)
     if is_model_folder(path):
         return Subject(str(path), None, None)

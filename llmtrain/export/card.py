@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,20 +22,13 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -
     """The Markdown text, with the front matter that the Hub reads."""
     manifest = checkpoint.manifest
     topology, base = manifest.topology, _base_model(checkpoint.run_yaml)
+    kind = str(checkpoint.config.get("model_type", "unknown"))
+    origin = f" It was trained from the weights of `{Path(base).name}`." if base else ""
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: unknown\n"
-        + (f"base_model: {base}\n" if base and not looks_like_a_path(base) else "")
-        + "tags:\n- llmtrain\n- "
-        + str(checkpoint.config.get("model_type", "unknown"))
-        + "\n---\n",
+        _front_matter(kind, base),
         f"# {name}\n",
-        f"A `{checkpoint.config.get('model_type')}` causal language model with {parameters:,} parameters, "
-        f"stored as {dtype}. Its license is unknown: whoever publishes it has to say."
-        + (
-            f" It was trained from the weights of `{base.rstrip('/').rpartition('/')[2]}`.\n"
-            if base
-            else "\n"
-        ),
+        f"A `{kind}` causal language model with {parameters:,} parameters, stored as {dtype}.{origin} "
+        "Its license is unknown: whoever publishes it has to say.\n",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
@@ -49,6 +43,14 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -
         f"## The run\n\n```yaml\n{checkpoint.run_yaml.strip()}\n```\n",
     ]
     return _SECRET.sub(lambda match: match[1] + "(removed)", "\n".join(parts))
+
+
+def _front_matter(kind: str, base: str | None) -> str:
+    known = f"base_model: {base}\n" if base and not looks_like_a_path(base) else ""
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: unknown\n"
+        f"{known}tags:\n- llmtrain\n- {kind}\n---\n"
+    )
 
 
 def _base_model(run_yaml: str) -> str | None:

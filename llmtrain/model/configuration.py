@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
 
@@ -51,6 +52,8 @@ def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
     attention or experts that transformers might fetch from the Hub and run, is forgotten, in its parts too.
     So is how its weights were quantized: where they are, `WeightFiles` refuses them.
     """
+    here = Path(place).expanduser()
+    place = here if here.exists() else place
     config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, trust_remote_code=False)
     if isinstance(config.get_text_config(), dict):
         raise ValueError(f"its model type, {config.model_type}, has no such parts as its config.json says")
@@ -68,6 +71,8 @@ def causal_families() -> list[str]:
 
 
 def _from_source(source: str) -> Any:
+    if looks_like_a_path(source) and not Path(source).expanduser().exists():
+        raise ConfigError(Problem("model.source", source, ORIGIN, no_such_path(source)))
     try:
         config = read_config(source)
     except (OSError, ValueError, KeyError) as error:

@@ -20,7 +20,9 @@ from llmtrain.data.dataset import Dataset
 FILE = "generation_config.json"
 # What transformers writes by itself from a config, whose ids are often no more than its family's defaults.
 _GUESSED = "_from_model_config"
-_NO_SETTINGS = {_GUESSED, "transformers_version"}
+# What says nothing of the text that comes out, and use_cache, which training turns off.
+_NO_SETTINGS = {_GUESSED, "transformers_version", "use_cache", "return_dict_in_generate"}
+_NO_SETTINGS |= {f"output_{what}" for what in ("attentions", "hidden_states", "logits", "scores")}
 
 
 def settings_of_run(model: ModelSection, config: Any, datasets: Sequence[Dataset]) -> dict[str, Any]:

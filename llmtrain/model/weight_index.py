@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from llmtrain.data.pointers import FETCH, POINTER, points
 from llmtrain.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -16,7 +17,6 @@ SINGLE = "model.safetensors"
 BESIDE = ("consolidated*.safetensors", "adapter_model*.safetensors")  # the same model once more, or none
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.safetensors")
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def weight_files(folder: Path, source: str) -> list[Path]:
@@ -39,24 +39,13 @@ def weight_files(folder: Path, source: str) -> list[Path]:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """Why a weights file can't be read."""
-    if is_pointer(path):
-        return CheckpointError(
-            f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in {path.parent}, or "
-            "fetch the model with `hf download`"
-        )
+    if points(path):
+        return CheckpointError(f"{path} is a {POINTER}, not the weights: {FETCH}, or with `hf download`")
     return CheckpointError(f"{path} is not a readable safetensors file ({error}); fetch or save it again")
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what git-lfs leaves in place of one that it has not fetched."""
-    with open(path, "rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
 
 
 def _indexed(folder: Path) -> list[str]:
     path = folder / INDEX
-    if is_pointer(path):
-        raise unreadable(path, ValueError())
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))

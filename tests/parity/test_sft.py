@@ -80,6 +80,8 @@ def run_file(folder: Path, name: str, **sections: Any) -> str:
 def test_losses_are_those_of_transformers_with_ignored_labels(worlds: Any, tuned: Path) -> None:
     expected = worlds.run(f"{PROGRAM}:by_hand", run=run_file(tuned, "by-hand"))[0]
     assert expected[-1] < expected[0], "nothing was learnt, so nothing was compared"
+    tokenizer = load_tokenizer(tuned / "model")
+    ends = [tokenizer.token_to_id(token) for token in ("</s>", "<|im_end|>")]
     for ranks, sections in [
         (1, {"deepspeed": "zero1"}),
         (2, {"deepspeed": "zero3"}),
@@ -88,3 +90,5 @@ def test_losses_are_those_of_transformers_with_ignored_labels(worlds: Any, tuned
         run = run_file(tuned, f"{sections['deepspeed']}-{ranks}", **sections)
         for losses in worlds.run(f"{PROGRAM}:train", ranks, run=run):
             assert losses == pytest.approx(expected, rel=1e-5), sections
+        (saved,) = (tuned / Path(run).stem / "checkpoints").glob("*/generation_config.json")
+        assert json.loads(saved.read_text()) == {"eos_token_id": ends}, "what the template and the source say"

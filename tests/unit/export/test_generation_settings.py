@@ -16,6 +16,7 @@ from export_models import VOCAB, build_model, reload_here, save_model, write_tok
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from dataset_folders import make_dataset  # noqa: E402
 
+from llmtrain.cli import main  # noqa: E402
 from llmtrain.config.schema import ModelSection  # noqa: E402
 from llmtrain.data.dataset import Dataset, open_dataset  # noqa: E402
 from llmtrain.data.manifest import MANIFEST  # noqa: E402
@@ -25,6 +26,7 @@ from llmtrain.model.configuration import hf_config  # noqa: E402
 from llmtrain.model.generation import settings_of_run  # noqa: E402
 
 EOS, TURN_END = 5, 7
+RUN = "name: t\nmodel: {config: {model_type: llama}}\ndata: {train: [{path: d}]}\nschedule: {steps: 3}\n"
 SAID = {"eos_token_id": [40, 42], "temperature": 0.6, "top_k": 20, "do_sample": True, "bos_token_id": 9}
 
 
@@ -99,10 +101,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     section = source(folder / "hub", SAID)
     settings = settings_of_run(section, hf_config(section, VOCAB), [conversations(folder / "data")])
-    run_yaml = (
-        "name: t\nmodel: {config: {model_type: llama}}\ndata: {train: [{path: d}]}\nschedule: {steps: 3}\n"
-    )
-    save_model(talker(CYCLE), folder / "run", generation=settings, run_yaml=run_yaml)
+    save_model(talker(CYCLE), folder / "run", generation=settings, run_yaml=RUN)
     return folder
 
 
@@ -133,6 +132,21 @@ def test_transformers_and_its_pipeline_stop_at_each_end(tuned: Path, monkeypatch
 def test_generate_stops_there_for_a_run_and_for_its_export(tuned: Path) -> None:
     for what in (tuned / "run", tuned / "out"):
         assert "".join(generate(str(what), "w11", Sampling(9, temperature=0.0))) == "w11w12 w7", what
+
+
+def test_generate_answers_a_message_by_the_chat_template(
+    tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--chat", "--greedy", "--max-new-tokens", "9", "w3"]
+    assert main(["generate", str(tuned / "run"), *how]) == 2
+    assert "--chat = True (command line): " in (said := capsys.readouterr().err)
+    assert "has no chat template: leave --chat out, and it goes on with the text" in said
+    write_tokenizer(tuned / "chat")
+    (tuned / "chat/chat_template.jinja").write_text("{{ messages[0].content }} w11")
+    taught = {"generation": {"eos_token_id": [TURN_END]}, "tokenizer_folder": tuned / "chat"}
+    save_model(talker(CYCLE), tuned / "talks", run_yaml=RUN, **taught)
+    assert main(["generate", str(tuned / "talks"), *how]) == 0
+    assert capsys.readouterr().out == "w12 w7\n"
 
 
 def test_generate_stops_at_an_end_that_the_tokenizer_does_not_name(tmp_path: Path) -> None:

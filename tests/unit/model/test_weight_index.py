@@ -96,7 +96,8 @@ def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4096\n"
     path.write_text(pointer)
     refused(
-        tmp_path, "model.safetensors is a git-lfs pointer and not the file itself: run `git lfs pull` in "
+        tmp_path,
+        "model.safetensors is a git-lfs pointer, not the weights: fetch the file itself with",
     )
 
 
