@@ -42,7 +42,7 @@ def test_card_tells_data_scores_and_run_and_hides_tokens(tmp_path: Path) -> None
     [
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
         (f"/cache/hub/models--Qwen--Qwen3-0.6B/snapshots/{'0' * 40}", "Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
-        ("/home/me/models/mine/", None, "mine"),
+        ("/models/mine/", None, "mine"),
         ("runs/exported", None, "exported"),
     ],
 )
