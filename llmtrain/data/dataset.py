@@ -57,10 +57,8 @@ class Dataset:
         said = self.manifest.turn_ends
         if said or not self.masked or not self.tokens:
             return sorted(said.values())
-        tokens = self.pieces(0, min(self.tokens, _SAMPLED))[0]
-        mask = self._pieces([shard.mask for shard in self.shards if shard.mask is not None], 0, len(tokens))[
-            0
-        ]
+        size = np.array([min(self.tokens, _SAMPLED)])
+        tokens, mask = self.windows(size * 0, size)[0], self.masks(size * 0, size)[0]
         lasts = tokens[(mask == 1) & (np.append(mask[1:], 0) == 0)]  # a document's first is never marked
         ids, counts = np.unique(lasts, return_counts=True)
         often = set(ids[counts >= _OFTEN * len(lasts)].tolist())

@@ -169,7 +169,10 @@ def _write_settings(checkpoint: Checkpoint, model: Any, tokenizer: Any, folder: 
     from transformers import __version__
 
     said = settings_in(checkpoint.path)
-    settings = dict(said or {}) if tokenizer is None else completed(said, model.config, tokenizer)
+    if tokenizer is not None:
+        settings = completed(said, model.config, tokenizer)
+    else:  # nobody knows better than the config, or than the run did
+        settings = said or {"eos_token_id": model.config.get_text_config().eos_token_id}
     ends = token_ids(settings.get("eos_token_id"))
     for target in (model.config.get_text_config(), model.config):
         if ends:
