@@ -28,6 +28,7 @@ from typing import Any, Literal
 from data_prep.autotokenizer import as_transformers_reads
 from data_prep.chain import Clock, passes_of
 from data_prep.chat.documents import SampleParser, template_sha256
+from data_prep.chat.turn_ends import turn_ends
 from data_prep.corpus import CorpusConfig
 from data_prep.crew import CLAIMS, Alone, Hands, Processes
 from data_prep.leases import Heart, holder, remove
@@ -234,7 +235,10 @@ def _write_dataset(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     shutil.copytree(work.folder / TOKENIZER, folder / TOKENIZER)
     content, written = assemble(work, tokenizer, folder, tell)
-    manifest = content.model_copy(update={"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)})
+    facts: dict[str, Any] = {"pipeline": pipeline, "pipeline_sha256": _sha256(pipeline)}
+    if work.plan.corpus.kind != "text":
+        facts["turn_ends"] = turn_ends(work.folder / TOKENIZER, work.plan.corpus.samples)
+    manifest = content.model_copy(update=facts)
     if work.plan.corpus.keep_rejected:
         remove(work.folder / "rejected")
         write_rejected(work, work.folder / "rejected")

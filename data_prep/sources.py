@@ -132,7 +132,7 @@ def _refuse_pointers(section: SourceSection, files: list[SourceFile], field: str
 
 
 def _files_of(section: SourceSection, field: str) -> tuple[list[SourceFile], tuple[str, ...]]:
-    """The files that are read of a `path`, a `stdlib` or a Hub dataset that lies here; the names of others."""
+    """The files that are read of a `path`, `stdlib` or Hub dataset that lies here; the names of others."""
     if section.stdlib:
         return list_files(section, f"{field}.stdlib"), ()
     place = f"{field}.{'hub' if section.hub else 'path'}"

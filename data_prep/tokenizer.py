@@ -19,13 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
-from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
 from llmtrain.data.pointers import refuse_pointer
+from llmtrain.data.tokenizer_files import NAMES, TEMPLATES, tokenizer_files
 from llmtrain.errors import DataError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-NAMED = "additional_chat_templates/*.jinja"  # further chat templates, by name
 
 # Where words are cut before merging, in this order: what an apostrophe shortens; a word with at most one sign
 # or blank before it; one digit; signs with the line ends after them; blank lines; indentation up to the last
@@ -107,7 +106,9 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES, NAMED]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*NAMES, f"{TEMPLATES}/*.jinja"])
+        )
     except Exception as error:  # offline, no such repository, no access: the same to the user
         raise DataError(
             f"tokenizer.source = {name!r} is no folder here and can't be fetched from the Hub: {error}"
@@ -120,12 +121,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     Raises DataError for a file that is a link out of it.
     """
     folder.mkdir(parents=True)
-    for path in [*(source / name for name in FILES), *sorted(source.glob(NAMED))]:
-        if path.is_file():
-            refuse_link_out(path)
-            target = folder / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
+    for path in tokenizer_files(source):
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def name_marks(folder: Path, marks: Mapping[str, str | None]) -> None:

@@ -11,37 +11,26 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmtrain.config.load import load_run
-from llmtrain.config.schema import DataSource, RunConfig
+from llmtrain.config.schema import DataSource
 from llmtrain.data.batches import held_out
 from llmtrain.data.dataset import Dataset, open_dataset
 from llmtrain.data.packed import PackedRows
 from llmtrain.data.rows import IGNORED
-from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError, Problem
+from llmtrain.errors import ConfigError, DataError, InputError, Problem
 from llmtrain.plan.batch import TOKENS_PER_MICRO
 from llmtrain.report.scores import CHUNK_ROWS, Scores, scores, text_bytes
+from llmtrain.trained import Subject, fill, find_subject, model_config, precision_of
 
 if TYPE_CHECKING:
     import torch
 
-    from llmtrain.checkpoint import Checkpoint
     from llmtrain.model.stages import StageModel
 
 DEFAULT_SEQ_LEN = 1024  # for a model that comes without its run; shorter when the model is
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What WHAT turned out to be: a checkpoint of ours, or a model that transformers loads by name."""
-
-    name: str
-    checkpoint: Checkpoint | None
-    run: RunConfig | None  # of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,29 +59,6 @@ class Evaluation:
         named = {"model": self.scores, **self.baselines}
         width = max(len(name) for name in named)
         return "\n".join([*lines, *(f"{name:<{width}}  {found}" for name, found in named.items())])
-
-
-def find_subject(what: str) -> Subject:
-    """A run folder's newest checkpoint, a checkpoint, or a Hugging Face folder or Hub id.
-
-    Raises CheckpointError when it is none of them, or damaged.
-    """
-    from llmtrain.checkpoint import open_checkpoint
-
-    path = Path(what)
-    if not path.exists():
-        if len(path.parts) == 2 and not path.is_absolute():
-            return Subject(what, None, None)  # OWNER/NAME
-        raise CheckpointError(
-            f"{what} does not exist: give a run folder, a checkpoint or a Hugging Face folder"
-        )
-    weights = any(path.glob("*.safetensors")) and not any(path.glob("rank-*.safetensors"))
-    if weights and (path / "config.json").is_file():
-        return Subject(what, None, None)
-    if not any((path / name).exists() for name in ("checkpoints", "COMMIT")) and not any(path.glob("rank-*")):
-        raise CheckpointError(f"{what} is neither a run folder, nor a checkpoint, nor a Hugging Face folder")
-    checkpoint = open_checkpoint(path, lambda path, why: print(f"passed over {path}: {why}", file=sys.stderr))
-    return Subject(str(checkpoint.path), checkpoint, load_run(checkpoint.path / "run.yaml").config)
 
 
 def evaluate_folder(
@@ -135,18 +101,6 @@ def evaluate_folder(
         unigram = unigram_loss_sum(open_dataset(data, "train"), held)
         others["unigram"] = scores(unigram, held.valid_tokens, size)
     return Evaluation(what, data, split, held.count, length, own, others)
-
-
-def model_config(subject: Subject) -> Any:
-    """The transformers configuration. Raises InputError when there is none that it knows."""
-    from llmtrain.model.configuration import read_config
-
-    place = subject.checkpoint.path if subject.checkpoint else subject.name
-    try:
-        return read_config(place)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{subject.name} is no model that transformers can read: {reason}") from error
 
 
 def check_vocabulary(subject: Subject, config: Any, dataset: Dataset) -> None:
@@ -194,32 +148,6 @@ def load_stage(subject: Subject, config: Any, trained: bool = True) -> StageMode
         }
         fill(names, subject.checkpoint)
     return stage.eval()
-
-
-def precision_of(config: Any) -> str:
-    """bf16, fp16 or fp32, as a Hugging Face configuration names its dtype."""
-    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return {"bfloat16": "bf16", "float16": "fp16"}.get(name, "fp32")
-
-
-def fill(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
-    """Copies the checkpoint's weights and buffers into tensors under their canonical names.
-
-    A tied weight has two names and lies in the checkpoint under one. Raises CheckpointError naming what the
-    checkpoint lacks.
-    """
-    import torch
-
-    filled = set()
-    with torch.no_grad(), checkpoint.reader() as reader:
-        for name, tensor in tensors.items():
-            kinds = reader.kinds(name)
-            if kinds:
-                tensor.copy_(reader.tensor(name, kinds[0]))
-                filled.add(tensor.data_ptr())
-    missing = [name for name, tensor in tensors.items() if tensor.data_ptr() not in filled]
-    if missing:
-        raise CheckpointError(f"{checkpoint.path} has no values for {', '.join(missing[:3])}")
 
 
 def device_of(stage: StageModel) -> torch.device:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from llmtrain.errors import ConfigError, InputError, Problem
-from llmtrain.evaluate import Subject, fill, find_subject, model_config, precision_of
+from llmtrain.errors import ConfigError, Problem
+from llmtrain.trained import find_subject, generation_of, load_model, load_tokenizer, reach_of
 
 MOST_NEW_TOKENS = 200  # unless asked for
+# What counts of a model's own settings; how the next token is drawn, the command line says.
+_KEPT = {"bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size"}
+_KEPT |= {"suppress_tokens", "bad_words_ids"}
 
 
 @dataclass(frozen=True)
@@ -36,92 +38,69 @@ class Sampling:
             raise ConfigError(problems)
 
 
-def generate(what: str, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """Yields the prompt, then the completion as it comes. Raises InputError when WHAT can't be used."""
+def generate(what: str, prompt: str, sampling: Sampling, chat: bool = False) -> Iterator[str]:
+    """Yields the prompt, then the completion as it comes; with `chat`, the answer to it as a user's message.
+
+    Generation ends where the model's own settings say. Raises InputError when WHAT can't be used.
+    """
     import torch
     import transformers
+
+    from llmtrain.model.generation import token_ids
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     subject = find_subject(what)
-    tokenizer = _tokenizer(subject)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    if inputs.input_ids.shape[1] == 0:  # an empty prompt: begin as a document begins, after the end of one
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        inputs = {"input_ids": torch.tensor([[start]]), "attention_mask": torch.tensor([[1]])}
+    tokenizer = load_tokenizer(subject)
+    asked = _asked(tokenizer, prompt, subject.name) if chat else tokenizer(prompt).input_ids
     model = load_model(subject)
-    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    new_tokens = _new_tokens(model, inputs["input_ids"].shape[1], sampling.max_new_tokens)
-    drawn: dict[str, Any] = {"do_sample": sampling.temperature > 0}
-    if drawn["do_sample"]:
-        drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    settings = {k: v for k, v in generation_of(subject, model, tokenizer).items() if k in _KEPT}
+    # an empty prompt: begin as a document begins, after the end of one
+    asked = asked or token_ids(settings.get("bos_token_id")) or token_ids(settings.get("eos_token_id"))[-1:]
+    inputs = torch.tensor([asked], device=model.device)
+    settings["max_new_tokens"] = _new_tokens(model, len(asked), sampling.max_new_tokens)
+    settings["do_sample"] = sampling.temperature > 0
+    if sampling.temperature > 0:
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    model.generation_config = transformers.GenerationConfig(**settings)
     torch.manual_seed(sampling.seed)
     streamer = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    yield from ([] if chat else [prompt])
+    yield from _streamed(model, inputs, streamer)
+
+
+def _asked(tokenizer: Any, prompt: str, name: str) -> list[int]:
+    """The ids of a conversation that begins with this message, up to where the answer begins."""
+    if not tokenizer.chat_template:
+        fix = f"{name} has no chat template: leave --chat out, and it goes on with the text"
+        raise ConfigError(Problem("--chat", True, "command line", fix))
+    messages = [{"role": "user", "content": prompt}]
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return ids
+
+
+def _streamed(model: Any, inputs: Any, streamer: Any) -> Iterator[str]:
+    """Pieces of text as a thread generates them; what ends the thread is raised here."""
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            model.generate(
-                **inputs,
-                **drawn,
-                max_new_tokens=new_tokens,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-                streamer=streamer,
-            )
+            model.generate(inputs, attention_mask=inputs.new_ones(inputs.shape), streamer=streamer)
         except BaseException as error:  # noqa: BLE001 - it is raised again where it can be seen
             failure.append(error)
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield prompt
     yield from streamer
     thread.join()
     if failure:
         raise failure[0]
 
 
-def load_model(subject: Subject) -> Any:
-    """The transformers model, as its users get it, in the dtype it was trained or saved in."""
-    import torch
-    import transformers
-    from transformers.initialization import no_init_weights
-
-    from llmtrain.engine import detect_device
-    from llmtrain.model.weights import WeightFiles
-
-    config = model_config(subject)
-    device = detect_device()
-    precision = subject.run.precision if subject.run else precision_of(config)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    config.use_cache = True
-    with no_init_weights():
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    model.tie_weights()
-    if subject.checkpoint is not None:
-        fill(model.state_dict(keep_vars=True), subject.checkpoint)
-    else:  # not from_pretrained: an index of weights, or an adapter, may lead it out of the folder
-        WeightFiles(subject.name).fill_for(model)("", model, True)
-        with suppress(OSError):  # it need not have one
-            model.generation_config = transformers.GenerationConfig.from_pretrained(subject.name)
-    return model.to(device).eval()
-
-
-def _tokenizer(subject: Subject) -> Any:
-    import transformers
-
-    place = subject.checkpoint.path if subject.checkpoint else subject.name
-    try:
-        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{subject.name} has no tokenizer that transformers can read: {reason}") from error
-
-
 def _new_tokens(model: Any, prompt_tokens: int, wanted: int | None) -> int:
     """How many tokens to add. Raises ConfigError when prompt and completion are more than the model reads."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = reach_of(model.config)
     room = MOST_NEW_TOKENS if most is None else most - prompt_tokens
     if room < (wanted or 1):
         fix = f"the model reads at most {most} tokens and the prompt has {prompt_tokens}; "

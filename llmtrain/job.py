@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class Job:
     config: Any  # the transformers model's configuration
     folder: RunFolder
     world: World
+    generation: Mapping[str, Any] = field(default_factory=dict)  # the model's generation_config.json
 
     @property
     def probe_rows(self) -> PackedRows:
@@ -80,11 +81,13 @@ class Job:
             tokenizer_folder=self.batches.tokenizer_folder,
             optimizer=run.optimizer.type,
             probe=probe,
+            generation=self.generation,
             data={
+                "document_end": self.batches.datasets[0].manifest.tokenizer.eos,
                 "datasets": [
                     {"dataset": d.folder.name, "split": d.split, "tokens": d.tokens, "weight": source.weight}
                     for d, source in sources
-                ]
+                ],
             },
         )
 
@@ -100,6 +103,7 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
     load_run(path, overrides)  # bad input is answered before torch costs its seconds
     from llmtrain.engine import detect_device
     from llmtrain.model.build import hf_config
+    from llmtrain.model.generation import settings_of_run
 
     device = detect_device()
     prepared: PreparedRun = prepare(path, overrides, world.size, device)
@@ -115,7 +119,8 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
         plan = make_plan(
             prepared.loaded, world.size, device, device_memory=memory, shape=shape, goes_on=begun
         )
-    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world)
+    generation = settings_of_run(plan.run.model, config, batches.datasets)
+    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation)
 
 
 def check_agreement(comm: Comm, job: Job) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmtrain.checkpoint.manifest import Identity, Topology
 from llmtrain.checkpoint.probe import Probe
-from llmtrain.data.links import refuse_link_out
+from llmtrain.data.tokenizer_files import tokenizer_files
 from llmtrain.errors import CheckpointError
 
 # What a model's config holds besides the model: how it is run, who wrote the file.
@@ -29,20 +29,6 @@ _NOT_THE_MODEL = frozenset(
         "return_dict",
     ]
 )
-_TOKENIZER_FILES = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-]
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,8 @@ class CheckpointFacts:
     """A run at one moment. `rows` and `seq_len` are those of a step; `tokens` were trained on so far.
 
     `topology`: world, pipeline, zero_stage, precision. `config`: the model's `to_dict()`.
-    `data`: whatever the model card should say of the datasets, as JSON.
+    `generation`: the content of its generation_config.json. `data`: whatever the model card should say of
+    the datasets, as JSON.
     """
 
     step: int
@@ -67,6 +54,7 @@ class CheckpointFacts:
     optimizer: str = "adamw"
     probe: Probe | Mapping[str, Any] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Topology(**self.topology)  # a wrong key is found now, not when all ranks have written
@@ -111,17 +99,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """One hash of the model that a config describes."""
     values = dict(flat_config(json.loads(config_text(config))))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def tokenizer_files(folder: Path | None) -> list[Path]:
-    """The files of `folder` that are a tokenizer's (it may be a model's folder, with weights).
-
-    Raises DataError for one that is a link out of the folder.
-    """
-    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()] if folder else []
-    for path in found:
-        refuse_link_out(path)
-    return found
 
 
 def tokenizer_hash(folder: Path | None) -> str:

@@ -23,6 +23,7 @@ from llmtrain.checkpoint.manifest import (
     step_folders,
 )
 from llmtrain.checkpoint.reader import CheckpointReader
+from llmtrain.config.hub_names import SHOWN, no_such_path
 from llmtrain.engine.seam import Comm
 from llmtrain.errors import CheckpointError
 
@@ -138,7 +139,9 @@ def open_checkpoint(what: Path, on_reject: Callable[[Path, str], None] | None = 
 
     Raises CheckpointError when there is none, or it is damaged.
     """
-    what = Path(what)
+    what = Path(what).expanduser()
+    if not what.exists():
+        raise nothing_at(str(what))
     if (what / CHECKPOINTS).is_dir():
         found = newest(what, on_reject)
         if found is None:
@@ -149,6 +152,14 @@ def open_checkpoint(what: Path, on_reject: Callable[[Path, str], None] | None = 
     checkpoint = Checkpoint(what)
     checkpoint.verify()
     return checkpoint
+
+
+def nothing_at(what: str) -> CheckpointError:
+    """The answer to a path where nothing lies: what lies near it, and the runs that are there."""
+    runs = sorted({path.parent.as_posix() for path in Path().glob(f"*/*/{CHECKPOINTS}")})
+    more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    here = f"; runs here: {', '.join(runs[:SHOWN])}{more}" if runs else ""
+    return CheckpointError(f"{what} does not exist: {no_such_path(what)}{here}")
 
 
 def _verified(path: Path, comm: Comm) -> tuple[str, Checkpoint | None]:

@@ -3,6 +3,7 @@
     RUN/checkpoints/step-00000200/
         rank-00000.safetensors …   one file per rank that saved: its slices of the canonical tensors
         config.json                the transformers model
+        generation_config.json     where generation by it stops, and how it samples
         tokenizer.json …           the tokenizer's files
         run.yaml                   the run as it was given
         manifest.json              this file's `Manifest`
@@ -35,6 +36,7 @@ CHECKPOINTS = "checkpoints"
 COMMIT = "COMMIT"
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 RUN = "run.yaml"
 REPLACED = ".old"  # a committed step that is being saved once more steps aside under this suffix
 _STEP = re.compile(r"step-(\d{8,12})(\.old)?")

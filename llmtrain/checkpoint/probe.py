@@ -72,6 +72,23 @@ def loss_of(model: Any, probe: Probe) -> float:
     return total / max(valid, 1)
 
 
+def taken_otherwise(folder: Path, model: Any) -> dict[str, Any]:
+    """What a loaded model has of its folder's settings in another way than the folder says, or must not have.
+
+    A CPU takes weights that are said to be quantized as they are, where a GPU would look for scales.
+    """
+    wrong: dict[str, Any] = {}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any("quantization_config" in part for part in parts):
+        wrong["quantization_config"] = "said of weights that are not quantized"
+    if (folder / "generation_config.json").is_file():
+        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+        if model.generation_config.eos_token_id != said:
+            wrong["eos_token_id"] = {"written": said, "taken": model.generation_config.eos_token_id}
+    return wrong
+
+
 def _main() -> None:
     import transformers
 
@@ -87,6 +104,7 @@ def _main() -> None:
         output_loading_info=True,
     )
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
+    wrong |= taken_otherwise(folder, model)
     print(json.dumps({"loss": loss_of(model.eval(), probe), "wrong": wrong}))
 
 

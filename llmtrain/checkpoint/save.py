@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import __version__
 from llmtrain.checkpoint.agree import on_every_rank, on_rank_0, sentence
-from llmtrain.checkpoint.facts import CheckpointFacts, config_text, tokenizer_files
+from llmtrain.checkpoint.facts import CheckpointFacts, config_text
 from llmtrain.checkpoint.files import PRIVATE_FOLDER, FileEntry, sync_folder, write_file
 from llmtrain.checkpoint.manifest import (
     COMMIT,
     CONFIG,
+    GENERATION,
     MANIFEST,
     REPLACED,
     RUN,
@@ -46,6 +47,7 @@ from llmtrain.checkpoint.manifest import (
 from llmtrain.checkpoint.probe import Probe
 from llmtrain.checkpoint.retention import remove_folder, retain
 from llmtrain.checkpoint.tensorfile import DTYPE_NAMES, DTYPES, TensorFileWriter, TensorSpec
+from llmtrain.data.tokenizer_files import name_in_checkpoint, tokenizer_files
 from llmtrain.engine.seam import Comm, Engine, Slice
 from llmtrain.errors import EngineError
 
@@ -262,9 +264,11 @@ def commit(
     files = [FileEntry(**entry) for entry in entries]
     with _room_for(_SPARE, folder):
         files.append(write_file(folder / CONFIG, config_text(facts.config).encode()))
+        if facts.generation:
+            files.append(write_file(folder / GENERATION, config_text(facts.generation).encode()))
         files.append(write_file(folder / RUN, facts.run_yaml.encode()))
         for path in tokenizer_files(facts.tokenizer_folder):
-            files.append(write_file(folder / path.name, path.read_bytes()))
+            files.append(write_file(folder / name_in_checkpoint(path), path.read_bytes()))
         content = manifest_bytes(_manifest(begun, files))
         write_file(folder / MANIFEST, content)
         pending = folder / (COMMIT + ".part")

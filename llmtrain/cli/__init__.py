@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = add_verb(verbs, "generate", _generate, "complete a prompt")
     _add_what(generate)
     generate.add_argument("prompt")
+    generate.add_argument("--chat", action="store_true", help="answer it, by the model's chat template")
     generate.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 200, or what fits")
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--top-p", type=float, default=0.95)
@@ -215,7 +216,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    for piece in generate(arguments.what, arguments.prompt, sampling):
+    for piece in generate(arguments.what, arguments.prompt, sampling, arguments.chat):
         print(piece, end="", flush=True)
     print()
     return 0

@@ -73,13 +73,13 @@ def measured(path: str) -> Any:
     """How much text there is, as the build would find it. Raises DataError when there is none."""
     from data_prep.corpus import SourceSection
     from data_prep.files import list_files
-    from data_prep.packings import PACKINGS
+    from data_prep.packings import named_packing
     from llmtrain.init.sizing import Text
 
     found = list_files(SourceSection(path=path), "text")
     size, documents, messages = 0.0, 0, ""
     for file in found:
-        packed = file.path.suffix in PACKINGS
+        packed = named_packing(file.path) is not None
         suffix = (Path(file.path.stem).suffix if packed else file.path.suffix).lower()
         content = file.bytes * (MARKED_UP if suffix in HTML else 1.0)
         content *= PACKED if packed or suffix in COLUMNS else 1.0

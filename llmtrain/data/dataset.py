@@ -13,6 +13,8 @@ from llmtrain.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from llmtrain.data.too_long import Excess
+_SAMPLED = 1 << 20  # tokens that tell how turns end where the manifest does not
+_OFTEN = 0.05  # of all turns: more than are cut in their midst
 
 
 class Dataset:
@@ -54,6 +56,19 @@ class Dataset:
     def eos_id(self) -> int:
         """The id that ends a document."""
         return self.manifest.tokenizer.eos_id
+
+    @property
+    def turn_ends(self) -> list[int]:
+        """The ids that end a turn that is learnt; those of an older manifest are read off the masks."""
+        said = self.manifest.turn_ends
+        if said or not self.masked or not self.tokens:
+            return sorted(said.values())
+        size = np.array([min(self.tokens, _SAMPLED)])
+        tokens, mask = self.windows(size * 0, size)[0], self.masks(size * 0, size)[0]
+        lasts = tokens[(mask == 1) & (np.append(mask[1:], 0) == 0)]  # a document's first is never marked
+        ids, counts = np.unique(lasts, return_counts=True)
+        often = set(ids[counts >= _OFTEN * len(lasts)].tolist())
+        return sorted(often & set(self.manifest.tokenizer.special.values()))
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -127,6 +127,7 @@ class Manifest(Section):
     format: Literal["llmtrain-dataset"] = "llmtrain-dataset"
     version: int = VERSION
     kind: Kind = "text"
+    turn_ends: dict[str, int] = {}  # token and id of what ends a turn that is learnt, by the chat template
     name: str
     created_by: str
     fingerprint: str
@@ -186,6 +187,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             del split["trained_tokens"]
             for shard in split["shards"]:
                 del shard["mask"]
+    if not manifest.turn_ends:
+        del content["turn_ends"]
     if manifest.tokenizer.bos_id is None:  # and before there were marks at the start
         del content["tokenizer"]["bos"], content["tokenizer"]["bos_id"]
     with open(part, "w", encoding="utf-8") as file:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llmtrain.checkpoint import Checkpoint
+from llmtrain.config.hub_names import looks_like_a_path
 
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{16,}")
+_CACHED = re.compile(r"/models--([A-Za-z0-9][\w.-]*)/snapshots/[0-9a-f]{40}/?$")
 _SCORES = {"eval_loss": "loss (nats per token)", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 
 def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -> str:
     """The Markdown text, with the front matter that the Hub reads."""
     manifest = checkpoint.manifest
-    topology = manifest.topology
+    topology, base = manifest.topology, _base_model(checkpoint.run_yaml)
+    kind = str(checkpoint.config.get("model_type", "unknown"))
+    origin = f" It was trained from the weights of `{Path(base).name}`." if base else ""
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: unknown\n"
-        "tags:\n- llmtrain\n- " + str(checkpoint.config.get("model_type", "unknown")) + "\n---\n",
+        _front_matter(kind, base),
         f"# {name}\n",
-        f"A `{checkpoint.config.get('model_type')}` causal language model with {parameters:,} parameters, "
-        f"stored as {dtype}. Its license is unknown: whoever publishes it has to say.\n",
+        f"A `{kind}` causal language model with {parameters:,} parameters, stored as {dtype}.{origin} "
+        "Its license is unknown: whoever publishes it has to say.\n",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
@@ -39,6 +45,26 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int, dtype: str) -
     return _SECRET.sub(lambda match: match[1] + "(removed)", "\n".join(parts))
 
 
+def _front_matter(kind: str, base: str | None) -> str:
+    known = f"base_model: {base}\n" if base and not looks_like_a_path(base) else ""
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: unknown\n"
+        f"{known}tags:\n- llmtrain\n- {kind}\n---\n"
+    )
+
+
+def _base_model(run_yaml: str) -> str | None:
+    """What the run started from: a folder, or a Hub name also where the Hub's cache was given."""
+    try:
+        source = yaml.safe_load(run_yaml)["model"]["source"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return None
+    if not isinstance(source, str):
+        return None
+    cached = _CACHED.search(source)
+    return cached[1].replace("--", "/") if cached else source
+
+
 def _data(data: Mapping[str, Any]) -> Iterator[str]:
     """What the checkpoint says of its datasets: lists of records as tables, the rest as lines."""
     if data:
@@ -50,7 +76,8 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
                 columns, [[row.get(column, "") for column in columns] for row in value]
             )
         else:
-            yield f"- {key}: {value if isinstance(value, str) else json.dumps(value)}\n"
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"- {key}: `{text}`\n" if "<" in text else f"- {key}: {text}\n"  # no tag of HTML
 
 
 def _scores(checkpoint: Checkpoint) -> Iterator[str]:

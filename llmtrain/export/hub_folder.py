@@ -19,15 +19,19 @@ from typing import Any
 
 import torch
 
-from llmtrain.checkpoint import Checkpoint, Probe, open_checkpoint
-from llmtrain.checkpoint.facts import tokenizer_files
+from llmtrain.checkpoint import Checkpoint, Probe
+from llmtrain.checkpoint.facts import config_text
 from llmtrain.checkpoint.files import sync_folder, write_file
+from llmtrain.checkpoint.load import open_checkpoint
+from llmtrain.checkpoint.manifest import GENERATION
 from llmtrain.config.search_path import module_command
 from llmtrain.errors import CheckpointError, ConfigError, Problem, nearest
 from llmtrain.export.card import model_card
 from llmtrain.export.push import check_destination, push_folder
+from llmtrain.export.tokenizer import write_tokenizer
 from llmtrain.export.weights import PUBLIC_FILE, SHARD_BYTES, lay_out, write_weights
-from llmtrain.model.configuration import read_config
+from llmtrain.model.generation import completed, first_or_all, settings_in, token_ids
+from llmtrain.trained import config_of, is_model_folder, reach_of
 
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -37,6 +41,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+PUBLIC_FOLDER = 0o755
 # How far the reloaded model's loss may be from the engine's, relative: the rounding of one forward pass in
 # other kernels, on another device. A misplaced or transposed tensor of a trained model is far beyond it.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 1e-2}
@@ -73,6 +78,10 @@ def export(
     """
     out = Path(out)
     _check_arguments(out, push, dtype)
+    if is_model_folder(Path(what)):
+        raise CheckpointError(
+            f"{what} is a Hugging Face folder already: an export is made of a run or a checkpoint"
+        )
     checkpoint = open_checkpoint(Path(what), on_reject)
     probe = checkpoint.manifest.probe
     if probe is None:
@@ -82,7 +91,7 @@ def export(
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     _clear_left(out.absolute())
     part = out.absolute().with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    part.mkdir(0o755)
+    part.mkdir(PUBLIC_FOLDER)
     try:
         _write(checkpoint, part, push or out.name, written, shard_bytes)
         loss = _reloaded_loss(part, probe)
@@ -129,17 +138,12 @@ def _write(checkpoint: Checkpoint, folder: Path, name: str, dtype: torch.dtype, 
     with checkpoint.reader() as reader:
         layout = lay_out(model, reader, dtype)
         write_weights(model, reader, layout, folder, shard_bytes)
-    vouched = {entry.name for entry in checkpoint.manifest.files}  # what else lies there is a stranger's
-    for path in (path for path in tokenizer_files(checkpoint.path) if path.name in vouched):
-        write_file(folder / path.name, path.read_bytes(), PUBLIC_FILE)
-    _set_special_tokens(model, folder)
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    tokenizer = write_tokenizer(checkpoint, folder, reach_of(model.config))
+    _write_settings(checkpoint, model, tokenizer, folder)
     card = model_card(checkpoint, name, model.num_parameters(), _name(dtype))
     write_file(folder / "README.md", card.encode(), PUBLIC_FILE)
-    for path in folder.iterdir():  # transformers' files have the umask's modes
-        path.chmod(path.stat().st_mode & PUBLIC_FILE)
+    for path in folder.rglob("*"):  # transformers' files, and folders, have the umask's modes
+        path.chmod(path.stat().st_mode & (PUBLIC_FOLDER if path.is_dir() else PUBLIC_FILE))
 
 
 def _hollow_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -147,7 +151,7 @@ def _hollow_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     import transformers
 
     try:
-        config = read_config(checkpoint.path, local_files_only=True)
+        config = config_of(checkpoint)
         config.use_cache = True  # training turns it off; generation is slow without it
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -160,23 +164,34 @@ def _hollow_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model
 
 
-def _set_special_tokens(model: Any, folder: Path) -> None:
-    """A config's default ids are of its family's tokenizer; generation must stop at those of this one."""
-    if not tokenizer_files(folder):
-        return
-    import transformers
+def _write_settings(checkpoint: Checkpoint, model: Any, tokenizer: Any, folder: Path) -> None:
+    """config.json and generation_config.json, which say where generation stops: servers read either."""
+    from transformers import __version__
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    for target in (model.config.get_text_config(), model.config, model.generation_config):
-        known = getattr(target, "eos_token_id", None)
-        if eos is not None and eos not in (known if isinstance(known, list) else [known]):
-            target.eos_token_id = eos
-        if hasattr(target, "bos_token_id"):
-            target.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.pad_token_id = eos if pad is None else pad
+    said = settings_in(checkpoint.path)
+    if tokenizer is not None:
+        settings = completed(said, model.config, tokenizer)
+    else:  # nobody knows better than the config, or than the run did
+        settings = said or {"eos_token_id": model.config.get_text_config().eos_token_id}
+    ends = token_ids(settings.get("eos_token_id"))
+    for target in (model.config.get_text_config(), model.config):
+        if ends:
+            _set_ends(target, ends)
+        if tokenizer is not None and hasattr(target, "bos_token_id"):
+            target.bos_token_id = settings.get("bos_token_id")
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        content = {**settings, "transformers_version": __version__}
+        write_file(folder / GENERATION, config_text(content).encode(), PUBLIC_FILE)
+
+
+def _set_ends(config: Any, ends: list[int]) -> None:
+    """All of them where the family's config may have several, else the last."""
+    try:
+        config.eos_token_id = first_or_all(ends)
+        type(config).from_dict(config.to_dict())
+    except Exception:  # noqa: BLE001 - each version has its own error for a value of another type
+        config.eos_token_id = ends[-1]
 
 
 def _reloaded_loss(folder: Path, probe: Probe) -> float:

@@ -12,12 +12,15 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
 
 ORIGIN = "the run"
 # Older spellings that transformers still turns into `rope_parameters`.
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor")
+# Said of files that are not read: Python, and weights of another form.
+_FORGOTTEN = ("auto_map", "custom_pipelines", "quantization_config")
 
 
 def hf_config(
@@ -45,13 +48,20 @@ def hf_config(
 def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
     """The transformers configuration of a folder or a Hub id, as OSError, ValueError or KeyError allow.
 
-    It is a stranger's: code of its own is never run, and an implementation of attention or experts that it
-    names, which transformers might fetch from the Hub and run, is forgotten, in its parts too.
+    It is a stranger's: code of its own is never run, and what it names of it, or as an implementation of
+    attention or experts that transformers might fetch from the Hub and run, is forgotten, in its parts too.
+    So is how its weights were quantized: where they are, `WeightFiles` refuses them.
     """
+    here = Path(place).expanduser()
+    place = here if here.exists() else place
     config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, trust_remote_code=False)
     if isinstance(config.get_text_config(), dict):
         raise ValueError(f"its model type, {config.model_type}, has no such parts as its config.json says")
     config._attn_implementation = config._experts_implementation = None
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name in _FORGOTTEN:
+            if hasattr(part, name):
+                delattr(part, name)
     return config
 
 
@@ -61,6 +71,8 @@ def causal_families() -> list[str]:
 
 
 def _from_source(source: str) -> Any:
+    if looks_like_a_path(source) and not Path(source).expanduser().exists():
+        raise ConfigError(Problem("model.source", source, ORIGIN, no_such_path(source)))
     try:
         config = read_config(source)
     except (OSError, ValueError, KeyError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,16 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import CheckpointError
 from llmtrain.model.initialise import Fill, is_set, mark_set
+from llmtrain.model.weight_index import BESIDE, INDEX, unreadable, weight_files
 
 SHOWN = 5  # names listed in a message
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# What lies beside weights that are quantized: by fp8, GPTQ and AWQ, bitsandbytes, MXFP4.
+_SCALES = ("weight_scale", "weight_scale_inv", ".qweight", ".qzeros", ".absmax", "_blocks", "_scales")
 
 
 @dataclass
@@ -45,13 +50,12 @@ class WeightFiles:
 
     def __init__(self, source: str):
         self.source = source
-        self.folder = Path(source) if Path(source).is_dir() else _download(source)
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(_nothing_to_read(self.folder, source))
+        here = Path(source).expanduser()
+        self.folder = here if here.is_dir() else _download(source)
         self._file: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
-        for path in files:
+        self._dtype: dict[str, str] = {}  # as safetensors spells it
+        for path in weight_files(self.folder, source):
             self._index(path)
         self.bytes_read = 0
 
@@ -63,13 +67,18 @@ class WeightFiles:
         refuse_pointer(path)
         try:
             with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - safe_open is no dict
-                    self._file[name] = path
-                    self._shape[name] = tuple(opened.get_slice(name).get_shape())
+                found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
+                self._shape |= {name: tuple(each.get_shape()) for name, each in found.items()}
+                self._dtype |= {name: each.get_dtype() for name, each in found.items()}
         except Exception as error:
+            raise unreadable(path, error) from error
+        twice = next((name for name in found if name in self._file), None)
+        if twice is not None:
             raise CheckpointError(
-                f"{path} is not a readable safetensors file ({error}); fetch or save it again"
-            ) from error
+                f"{self.source} has {twice} in {self._file[twice].name} and in {path.name}: remove the file "
+                "that is another save's"
+            )
+        self._file |= dict.fromkeys(found, path)
 
     def _read(self, name: str) -> torch.Tensor:
         with safe_open(self._file[name], framework="pt") as opened:
@@ -84,6 +93,7 @@ class WeightFiles:
         """
         expected = {name: tuple(tensor.shape) for name, tensor in hf.state_dict().items()}
         recipes, unexpected = self._recipes(hf, expected)
+        self._refuse_quantized(recipes, unexpected, hf.state_dict())
         makers = {name: recipe for recipe in recipes for name in recipe.targets}
         tied = dict(hf.all_tied_weights_keys)
         self._settle_tied(tied, makers)
@@ -92,6 +102,24 @@ class WeightFiles:
         self._refuse("has unknown", _without(unexpected, hf._keys_to_ignore_on_load_unexpected))
         self._check_shapes(recipes, expected)
         return partial(self._fill, hf, makers, expected)
+
+    def _refuse_quantized(
+        self, recipes: list[_Recipe], unexpected: list[str], state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Numbers that mean nothing without scales beside them would be taken for the weights themselves."""
+        sources = [(name, recipe.target) for recipe in recipes for _, name in recipe.sources]
+        narrow = [
+            name
+            for name, target in sources
+            if self._dtype[name] not in _FLOATS and state[target].is_floating_point()
+        ]
+        scales = [name for name in unexpected if name.endswith(_SCALES)]
+        if narrow or scales:
+            what = f"{narrow[0]} is {self._dtype[narrow[0]]}" if narrow else f"{scales[0]} belongs to them"
+            raise CheckpointError(
+                f"{self.source} has quantized weights ({what}), which are not trained or read here: take "
+                "the model in bf16, fp16 or fp32, as published, or as transformers dequantizes it"
+            )
 
     def _recipes(self, hf: Any, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Recipe], list[str]]:
         mapping = get_model_conversion_mapping(hf)
@@ -212,20 +240,12 @@ def _download(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.safetensors.index.json", "config.json"]
+    if looks_like_a_path(source):
+        raise CheckpointError(f"model.source {source!r}: {no_such_path(source)}")
+    wanted, beside = ["*.safetensors", INDEX, "config.json", "generation_config.json"], [*BESIDE, "*/*"]
     try:
-        return Path(snapshot_download(source, allow_patterns=wanted))
+        return Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=beside))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"model.source {source!r} is no folder here, and the Hub gave nothing for it: {error}"
         ) from error
-
-
-def _nothing_to_read(folder: Path, source: str) -> str:
-    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
-    if pickled:
-        return (
-            f"{source} has its weights only as pickle ({pickled[0]}), which can run any code when it is "
-            "read; save it as safetensors first (from_pretrained and save_pretrained, where you trust it)"
-        )
-    return f"{source} has no .safetensors file"

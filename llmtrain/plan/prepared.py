@@ -11,6 +11,7 @@ from llmtrain.data.batches import Batches, held_out
 from llmtrain.data.packed import PackedRows
 from llmtrain.data.vocabulary import TOKENIZER_JSON, token_numbers
 from llmtrain.errors import DataError
+from llmtrain.plan.model_place import check_places
 from llmtrain.plan.plan import Plan, make_plan
 
 
@@ -27,6 +28,7 @@ class PreparedRun:
 def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str) -> PreparedRun:
     """Reads the run, plans it and opens its data. Raises ConfigError or DataError; writes nothing."""
     loaded = load_run(path, overrides)
+    check_places(loaded)
     plan = make_plan(loaded, ranks, device, goes_on=has_begun(loaded))
     data = plan.run.data
     batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
@@ -75,8 +77,9 @@ def check_tokenizers(loaded: LoadedRun, batches: Batches, evaluation: PackedRows
 
 def _folder_of(place: str) -> Path | None:
     """The folder of a model's tokenizer.json, fetched when `place` is a Hub id; None when there is none."""
-    if Path(place).is_dir():
-        return Path(place)
+    here = Path(place).expanduser()
+    if here.is_dir():
+        return here
     from huggingface_hub import hf_hub_download
 
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.checkpoint import Checkpoint
+from llmtrain.checkpoint.load import nothing_at
 from llmtrain.checkpoint.manifest import CHECKPOINTS, REPLACED, is_committed, step_folders
 from llmtrain.checkpoint.retention import retain
 from llmtrain.errors import CheckpointError
@@ -31,6 +32,8 @@ class Standing:
 
 def standings(run: Path, verify: bool) -> Iterator[Standing]:
     """Every checkpoint folder of a run, newest first. Without `verify`, no hash is computed."""
+    if not run.exists():
+        raise nothing_at(str(run))
     if not (run / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run} is no run folder: it has no {CHECKPOINTS}/")
     for path in step_folders(run):
@@ -72,6 +75,8 @@ def listed(run: Path, verify: bool) -> str:
 
 def verified(what: Path) -> tuple[str, bool]:
     """A line per checkpoint of a run folder, or for one checkpoint; and whether all of them are good."""
+    if not what.exists():
+        raise nothing_at(str(what))
     found = list(standings(what, True)) if (what / CHECKPOINTS).is_dir() else [standing(what, True)]
     lines = [f"{one.path}: {one.state}" + (f": {one.reason}" if one.reason else "") for one in found]
     counted = [one for one in found if one.state != "unfinished"]
@@ -104,6 +109,8 @@ def pruned(run: Path, keep: int) -> str:
 def shown(what: Path) -> str:
     """What a checkpoint is: its step, where it came from, what made it, its files and its probe."""
     path = what
+    if not what.exists():
+        raise nothing_at(str(what))
     if (what / CHECKPOINTS).is_dir():
         finished = [folder for folder in step_folders(what) if is_committed(folder)]
         if not finished:

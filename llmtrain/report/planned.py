@@ -16,6 +16,7 @@ from llmtrain.errors import ConfigError, DataError, Problem, nearest
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 from llmtrain.plan.memory import USABLE, Memory, estimate
+from llmtrain.plan.model_place import check_places
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
 from llmtrain.plan.prepared import has_begun
@@ -228,6 +229,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     Works before the dataset is built; then what depends on it is named as unknown. Raises ConfigError.
     """
     loaded = load_run(path, overrides)
+    check_places(loaded)
     kind, size = _device(device)
     unknown: list[str] = []
     begun = has_begun(loaded)
@@ -306,7 +308,7 @@ def _model_config(model: ModelSection, unknown: list[str]) -> Mapping[str, Any]:
     if model.config is not None:
         return model.config
     assert model.source is not None, "the schema wants a source or a config"
-    path = Path(model.source, "config.json")
+    path = Path(model.source, "config.json").expanduser()
     try:
         if not path.is_file():
             from huggingface_hub import hf_hub_download

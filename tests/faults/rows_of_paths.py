@@ -21,8 +21,8 @@ from rows_of_strangers import RUN, Victims, reload_here, use_hub_folder, use_run
 from watched import Watched
 
 from data_prep.build import build
-from llmtrain.checkpoint.facts import tokenizer_files
 from llmtrain.config.load import load_run
+from llmtrain.data.tokenizer_files import tokenizer_files
 from llmtrain.data.verify import verify
 from llmtrain.errors import InputError
 from llmtrain.export.push import check_destination
@@ -156,7 +156,7 @@ def _link(place: str) -> Callable[[Path, Path], str]:
 
 
 def _index(name: str) -> Callable[[Path, Path], str]:
-    """A model whose index of weights, or adapter, names a place elsewhere: it is not followed."""
+    """A model whose index of weights, or adapter, names a place elsewhere: neither is followed."""
 
     def act(inside: Path, outside: Path) -> str:
         hub = inside / "hub"
@@ -167,8 +167,10 @@ def _index(name: str) -> Callable[[Path, Path], str]:
         adapter = {"base_model_name_or_path": str(Path(hub, there).parent), "peft_type": "LORA"}
         (hub / "adapter_config.json").write_text(json.dumps(adapter))
         (hub / "model.safetensors").rename(hub / "part-1.safetensors")  # only the index could tell
+        said = _refused(lambda: WeightFiles(str(hub)))
+        (hub / "model.safetensors.index.json").unlink()
         use_hub_folder(hub)
-        return ""
+        return said
 
     return act
 

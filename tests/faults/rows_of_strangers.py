@@ -32,18 +32,19 @@ from text_files import jsonl  # noqa: E402
 
 from data_prep.build import build  # noqa: E402
 from llmtrain.checkpoint import newest  # noqa: E402
-from llmtrain.checkpoint.facts import tokenizer_files  # noqa: E402
 from llmtrain.config.load import load_run  # noqa: E402
 from llmtrain.config.schema import ModelSection  # noqa: E402
 from llmtrain.config.template import load_template  # noqa: E402
 from llmtrain.data.dataset import open_dataset  # noqa: E402
+from llmtrain.data.tokenizer_files import tokenizer_files  # noqa: E402
 from llmtrain.data.verify import verify  # noqa: E402
 from llmtrain.errors import InputError, LlmtrainError  # noqa: E402
-from llmtrain.evaluate import find_subject, load_stage, model_config  # noqa: E402
+from llmtrain.evaluate import load_stage  # noqa: E402
 from llmtrain.export import export  # noqa: E402
-from llmtrain.generate import Sampling, generate, load_model  # noqa: E402
+from llmtrain.generate import Sampling, generate  # noqa: E402
 from llmtrain.model.build import hf_config  # noqa: E402
 from llmtrain.model.weights import WeightFiles  # noqa: E402
+from llmtrain.trained import find_subject, load_model, model_config  # noqa: E402
 
 RUN = {
     "name": "tiny",

@@ -17,10 +17,9 @@ from watched import Watched
 
 from llmtrain.data.dataset import open_dataset
 from llmtrain.errors import InputError
-from llmtrain.evaluate import find_subject
 from llmtrain.export import export
-from llmtrain.generate import load_model
 from llmtrain.model.weights import WeightFiles
+from llmtrain.trained import find_subject, load_model
 
 # What DeepSpeed, Trainer, accelerate, torch and numpy would unpickle if they found it.
 NAMES = (

@@ -80,6 +80,8 @@ def run_file(folder: Path, name: str, **sections: Any) -> str:
 def test_losses_are_those_of_transformers_with_ignored_labels(worlds: Any, tuned: Path) -> None:
     expected = worlds.run(f"{PROGRAM}:by_hand", run=run_file(tuned, "by-hand"))[0]
     assert expected[-1] < expected[0], "nothing was learnt, so nothing was compared"
+    tokenizer = load_tokenizer(tuned / "model")
+    ends = [tokenizer.token_to_id(token) for token in ("</s>", "<|im_end|>")]
     for ranks, sections in [
         (1, {"deepspeed": "zero1"}),
         (2, {"deepspeed": "zero3"}),
@@ -90,3 +92,5 @@ def test_losses_are_those_of_transformers_with_ignored_labels(worlds: Any, tuned
             assert losses == pytest.approx(expected, rel=1e-5), sections
         log = (Path(run).with_suffix("") / "logs" / "rank-0.log").read_text()
         assert "20 of 80 conversations are longer than a row of 48 tokens, the longest 65: 20 cut from" in log
+        (saved,) = (tuned / Path(run).stem / "checkpoints").glob("*/generation_config.json")
+        assert json.loads(saved.read_text()) == {"eos_token_id": ends}, "what the template and the source say"

@@ -130,9 +130,10 @@ def test_prune_keeps_a_step_that_had_stepped_aside_only_when_it_is_needed(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("ls", "nowhere"), "nowhere is no run folder: it has no checkpoints/"),
+        (("ls", "nowhere"), "nowhere does not exist: no such file or folder (seen from "),
         (("prune", "nowhere", "--keep", "0"), "--keep = 0 (command line): must be 1 or more"),
-        (("show", "nowhere"), "nowhere does not exist or is no folder"),
+        (("show", "runs/nowhere"), "runs/nowhere does not exist: no such file or folder (seen from "),
+        (("verify", "nowhere"), "nowhere does not exist: "),
     ],
 )
 def test_what_is_not_there_is_answered_by_a_sentence(

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "checkpoint"))
 from fake_engine import make_facts, save_on  # noqa: E402
 
 from llmtrain.checkpoint import Probe  # noqa: E402
-from llmtrain.checkpoint.probe import loss_of  # noqa: E402
+from llmtrain.checkpoint.probe import loss_of, taken_otherwise  # noqa: E402
 
 VOCAB = 48
 _COMMON: dict[str, Any] = {
@@ -103,6 +103,7 @@ def reload_here(monkeypatch: Any) -> None:
 
     def reloaded(folder: Path, probe: Probe) -> float:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        assert not taken_otherwise(folder, model)
         return loss_of(model.eval(), probe)
 
     monkeypatch.setattr(hub_folder, "_reloaded_loss", reloaded)

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from export_models import build_model, probe_rows, reload_here, save_model
+from transformers import GenerationConfig, LlamaConfig
 
+from llmtrain.checkpoint.probe import taken_otherwise
 from llmtrain.errors import CheckpointError, ConfigError, LlmtrainError
 from llmtrain.export import export, hub_folder
 
@@ -149,3 +152,27 @@ def test_what_a_killed_export_left_goes_and_one_under_way_stays(
     export(run, tmp_path / "out")
     assert not left.exists()
     assert under_way.exists() and other.exists()
+
+
+def test_settings_that_are_taken_otherwise_or_must_not_be_there_are_told(tmp_path: Path) -> None:
+    class Loaded:
+        generation_config = GenerationConfig(eos_token_id=2)
+
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"quantization_config": {}}}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
+    wrong = taken_otherwise(tmp_path, Loaded)
+    assert wrong["quantization_config"] == "said of weights that are not quantized"
+    assert wrong["eos_token_id"] == {"written": [2, 5], "taken": 2}
+
+
+def test_a_family_whose_config_knows_one_end_gets_one() -> None:
+    class OneEnd(LlamaConfig):  # as inkling_text, which older versions of transformers lack
+        @classmethod
+        def from_dict(cls, content: dict[str, Any], **more: Any) -> Any:
+            if isinstance(content["eos_token_id"], list):
+                raise TypeError("eos_token_id expected int")
+            return super().from_dict(content, **more)
+
+    for config, found in ((LlamaConfig(), [5, 7]), (OneEnd(), 7)):
+        hub_folder._set_ends(config, [5, 7])
+        assert config.eos_token_id == found

@@ -15,8 +15,9 @@ from llmtrain.data.batches import held_out
 from llmtrain.data.dataset import open_dataset
 from llmtrain.data.rows import IGNORED
 from llmtrain.errors import CheckpointError, ConfigError, DataError, InputError
-from llmtrain.evaluate import evaluate_folder, find_subject, unigram_loss_sum
+from llmtrain.evaluate import evaluate_folder, unigram_loss_sum
 from llmtrain.generate import Sampling, generate
+from llmtrain.trained import find_subject
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_dataset_of_more_tokens_than_the_model_is_refused(
 
 
 def test_what_is_no_model_is_named(tmp_path: Path, own_dataset: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist: give a run folder"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist: no such file or folder"):
         find_subject(str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="neither a run folder, nor a checkpoint, nor a Hugging Face"):
         find_subject(str(own_dataset))
