@@ -22,7 +22,7 @@ from llmtrain.model.initialise import initialise, materialise
 from llmtrain.model.kernels import Kernels, fit
 from llmtrain.model.loss import HeadFormula
 from llmtrain.model.stages import Cut, PassThrough, StageModel, cut_model
-from llmtrain.model.structure import CUTTABLE, find_layers, read_structure, skeleton
+from llmtrain.model.structure import CUTTABLE, body, find_layers, read_structure, skeleton
 
 LOG = logging.getLogger(__name__)
 SMALL = 20_000_000  # parameters: a model that a probe may build as it is
@@ -235,11 +235,8 @@ def _keeps_embeddings(config: Any) -> bool:
         materialise(hf, torch.device("cpu"))
         initialise(hf, structure.layers, 0)
         with torch.no_grad():
-            out = (
-                hf.eval()
-                .base_model(inputs_embeds=given, position_ids=torch.arange(8)[None], use_cache=False)
-                .last_hidden_state
-            )
+            positions = torch.arange(8)[None]
+            out = body(hf.eval())(inputs_embeds=given, position_ids=positions, use_cache=False).last_hidden_state
     except Exception:  # it needs what a later stage does not have
         LOG.debug("a proof could not be run", exc_info=True)
         return False
