@@ -55,6 +55,26 @@ def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
     return config
 
 
+def text_model(config: Any) -> Any:
+    """The configuration that is trained, evaluated and generated with: of a multimodal model, its text part.
+
+    ValueError, saying why, when there is no causal language model in it.
+    """
+    text = config.get_text_config()
+    if text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return config
+    if text is config:
+        raise ValueError(f"its model_type {config.model_type} is no causal language model in transformers")
+    if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"its model_type {config.model_type} is multimodal, and its text part, {text.model_type}, is no causal "
+            "language model that transformers makes by itself"
+        )
+    text.dtype = text.dtype or config.dtype
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
+    return text
+
+
 def causal_families() -> list[str]:
     """The model types that transformers can make a causal LM of."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -68,10 +88,10 @@ def _from_source(source: str) -> Any:
         fix = f"transformers can't read a configuration there ({said}); name a folder with config.json or a "
         fix += "Hub id whose model type transformers knows (code from the Hub is never run)"
         raise ConfigError(Problem("model.source", source, ORIGIN, fix)) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        fix = f"its model_type {config.model_type} is no causal language model in transformers"
-        raise ConfigError(Problem("model.source", source, ORIGIN, fix))
-    return config
+    try:
+        return text_model(config)
+    except ValueError as error:
+        raise ConfigError(Problem("model.source", source, ORIGIN, str(error))) from error
 
 
 def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
@@ -87,11 +107,17 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
         if key in known:
             values.setdefault(key, value)
     try:
-        return CONFIG_MAPPING[family](**values)
+        config = CONFIG_MAPPING[family](**values)
     except Exception as error:
         said = " ".join(str(error).split())
         fix = f"transformers refuses this configuration: {said}"
         raise ConfigError(Problem("model.config", None, ORIGIN, fix)) from error
+    text = config.get_text_config()
+    if text is not config:
+        fix = f"{family} is multimodal, and text trains its text part alone: write model_type: {text.model_type} "
+        fix += "and the keys of its text_config here"
+        raise ConfigError(Problem("model.config.model_type", family, ORIGIN, fix))
+    return config
 
 
 def config_keys(family: str) -> set[str]:
