@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
+from llmtrain.model.undeclared import is_read, takes_effect
 
 ORIGIN = "the run"
 # Older spellings that transformers still turns into `rope_parameters`.
@@ -100,7 +101,8 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(_unknown_family(family))
     known = config_keys(family)
-    unknown = [key for key in values if key not in known]
+    undeclared = [key for key in values if key not in known]
+    unknown = [key for key in undeclared if not is_read(family, key)]
     if unknown:
         raise ConfigError([_unknown_key(key, values[key], family, known) for key in unknown])
     for key, value in ids.items():
@@ -117,7 +119,19 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
         fix = f"{family} is multimodal, and text trains its text part alone: write model_type: {text.model_type} "
         fix += "and the keys of its text_config here"
         raise ConfigError(Problem("model.config.model_type", family, ORIGIN, fix))
+    without = [key for key in undeclared if not _follows(config, key)]
+    if without:
+        raise ConfigError([_unknown_key(key, values[key], family, known) for key in without])
     return config
+
+
+def _follows(config: Any, key: str) -> bool:
+    """Whether the model follows an undeclared key; a value that it can't be made with is the user's to mend."""
+    try:
+        return takes_effect(config, key)
+    except Exception as error:
+        fix = f"transformers can't make a {config.model_type} with it: {' '.join(str(error).split())}"
+        raise ConfigError(Problem(f"model.config.{key}", getattr(config, key), ORIGIN, fix)) from error
 
 
 def config_keys(family: str) -> set[str]:

@@ -110,7 +110,7 @@ def narrow(config: Any) -> Any | None:
 def _narrow(key: str) -> str | None:
     for changed in ((), tuple(WIDTHS), *(tuple(set(WIDTHS) - left) for left in DEPENDENT_WIDTHS)):
         try:
-            candidate = _narrower(_fewer_layers(_config(key)), changed)
+            candidate = _narrower(fewer_layers(_config(key)), changed)
             if _size(skeleton(candidate, torch.float32)) <= SMALL and _runs(candidate):
                 return _key(candidate)
         except Exception:  # whatever a family says of such a configuration
@@ -144,7 +144,8 @@ def _config(key: str) -> Any:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def _fewer_layers(config: Any) -> Any:
+def fewer_layers(config: Any) -> Any:
+    """A copy with a layer of each kind, two at least, and a small vocabulary."""
     few = copy.deepcopy(config)
     layers = few.num_hidden_layers
     kinds = getattr(few, "layer_types", None) or ["same"] * layers
