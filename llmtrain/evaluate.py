@@ -136,11 +136,14 @@ def evaluate_folder(
     baselines: bool = False,
 ) -> Evaluation:
     """Scores WHAT on a dataset split. Raises CheckpointError, ConfigError, DataError."""
+    from llmtrain.model.lengths import take_length
+
     subject = find_subject(what)
     config = model_config(subject)
     run = subject.run
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_SEQ_LEN
     length = reading.seq_len or (run.data.seq_len if run else min(DEFAULT_SEQ_LEN, longest))
+    take_length(config, length, "--seq-len")
     held = read_rows(subject, data, split, reading, length)
     dataset = held.datasets[0]
     check_vocabulary(subject, config, dataset)
@@ -243,7 +246,9 @@ def load_stage(subject: Subject, config: Any, trained: bool = True, documents: b
 
 def _without_run(error: ConfigError) -> ConfigError:
     """The same problems with the way out that `eval` has, which knows no key of a run."""
-    fix = "it is not proven to keep the documents of a row apart; add --rolling, which gives each its own rows"
+    fix = (
+        "it is not proven to keep the documents of a row apart; add --rolling, which gives each its own rows"
+    )
     return ConfigError(
         [
             Problem("eval", None, problem.origin, fix) if problem.field == "data.mask_documents" else problem

@@ -43,6 +43,7 @@ class Job:
     config: Any  # the transformers model's configuration
     folder: RunFolder
     world: World
+    note: str = ""  # what the user should know of the model before it is trained
 
     @property
     def probe_rows(self) -> PackedRows:
@@ -100,12 +101,14 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
     load_run(path, overrides)  # bad input is answered before torch costs its seconds
     from llmtrain.engine import detect_device
     from llmtrain.model.build import hf_config
+    from llmtrain.model.lengths import take_length
 
     device = detect_device()
     prepared: PreparedRun = prepare(path, overrides, world.size, device)
     plan, batches = prepared.plan, prepared.batches
     check_installed(plan)
     config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
+    note = take_length(config, plan.run.data.seq_len)
     if device == "cuda":
         import torch
 
@@ -115,7 +118,7 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
         plan = make_plan(
             prepared.loaded, world.size, device, device_memory=memory, shape=shape, goes_on=begun
         )
-    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world)
+    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, note)
 
 
 def check_agreement(comm: Comm, job: Job) -> None:

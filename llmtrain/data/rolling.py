@@ -34,7 +34,9 @@ class RollingRows:
         self.mask_documents = False
         self._dataset = dataset
         self._prefix = prefix_token(dataset)
-        texts = np.array([self._text(start, end) for start, end in _bounds(dataset)][:documents]).reshape(-1, 2)
+        texts = np.array([self._text(start, end) for start, end in _bounds(dataset)][:documents]).reshape(
+            -1, 2
+        )
         texts = texts[texts[:, 1] > 0]
         self.documents = len(texts)
         self._whole = documents is None or documents >= len(dataset.ends)

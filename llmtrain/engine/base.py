@@ -159,7 +159,9 @@ class DeepSpeedEngineBase:
                 f"the loss is {loss}, yet DeepSpeed updated the weights: resume from a checkpoint"
             )
         if withheld and not skipped:
-            raise EngineError("a step that was to be withheld has touched the weights: resume from a checkpoint")
+            raise EngineError(
+                "a step that was to be withheld has touched the weights: resume from a checkpoint"
+            )
         self._updates += not skipped
         if withheld:
             self._restore_scaler(scaler)

@@ -8,17 +8,19 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
+from llmtrain.model.probes import few_or_all_layers
+from llmtrain.model.structure import skeleton
 from llmtrain.model.undeclared import is_read, takes_effect
+from llmtrain.plan.families import ROPE_KEYS
 
 ORIGIN = "the run"
-# Older spellings that transformers still turns into `rope_parameters`.
-ROPE_KEYS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor")
 
 
 def hf_config(
@@ -39,6 +41,7 @@ def hf_config(
     problems = _unfit(config, field, value, vocab_size)
     if problems:
         raise ConfigError(problems)
+    _require_made(config, field, value)
     config.use_cache = False
     return config
 
@@ -162,6 +165,16 @@ def _unknown_key(key: str, value: Any, family: str, known: set[str]) -> Problem:
     guess = nearest(key, known)
     fix = f"{family} has no such key" + (f"; {guess}" if guess else "")
     return Problem(f"model.config.{key}", value, ORIGIN, fix)
+
+
+def _require_made(config: Any, field: str, value: Any) -> None:
+    """ConfigError when transformers takes the configuration and then can't make a model of it."""
+    try:
+        skeleton(few_or_all_layers(config), torch.float32)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        fix = f"transformers can't make a {config.model_type} of it: {type(error).__name__}: {said}"
+        raise ConfigError(Problem(field, value, ORIGIN, fix)) from error
 
 
 def _unfit(config: Any, field: str, value: Any, vocab_size: int) -> list[Problem]:

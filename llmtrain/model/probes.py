@@ -160,6 +160,17 @@ def fewer_layers(config: Any) -> Any:
     return few
 
 
+def few_or_all_layers(config: Any) -> Any:
+    """`fewer_layers` where a model can be made so; a family that is cut otherwise keeps all it has."""
+    try:
+        few = fewer_layers(config)
+        skeleton(few, torch.float32)
+    except Exception:  # it counts its layers in its own way
+        LOG.debug("a proof could not be run", exc_info=True)
+        return config
+    return few
+
+
 def _narrower(config: Any, changed: tuple[str, ...]) -> Any:
     grouped = getattr(config, "num_key_value_heads", None) != config.num_attention_heads
     for name in changed:
@@ -237,7 +248,9 @@ def _keeps_embeddings(config: Any) -> bool:
         initialise(hf, structure.layers, 0)
         with torch.no_grad():
             positions = torch.arange(8)[None]
-            out = body(hf.eval())(inputs_embeds=given, position_ids=positions, use_cache=False).last_hidden_state
+            out = body(hf.eval())(
+                inputs_embeds=given, position_ids=positions, use_cache=False
+            ).last_hidden_state
     except Exception:  # it needs what a later stage does not have
         LOG.debug("a proof could not be run", exc_info=True)
         return False

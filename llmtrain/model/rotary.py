@@ -47,7 +47,9 @@ def require_documents_rule(config: Any, seq_len: int, field: str) -> None:
         return
     family = config.model_type
     fix = f"rotary frequencies of {family} change above {limit} tokens in a way that is not proven to depend on a "
-    fix += f"document alone, so the loss would depend on what is beside it in a micro-batch; use at most {limit}"
+    fix += (
+        f"document alone, so the loss would depend on what is beside it in a micro-batch; use at most {limit}"
+    )
     raise ConfigError(Problem(field, seq_len, f"model_type {family}", fix))
 
 
@@ -101,7 +103,9 @@ class DocumentRotary:
         key = (seq, layer_type, device)
         if key not in self.tables:
             config, rule = self.module.config, self._rule(layer_type)
-            make = functools.partial(ROPE_INIT_FUNCTIONS[rule["rope_type"]], config, device, layer_type=layer_type)
+            make = functools.partial(
+                ROPE_INIT_FUNCTIONS[rule["rope_type"]], config, device, layer_type=layer_type
+            )
             lengths = torch.arange(1, seq + 1, device=device)
             if rule["rope_type"] == "longrope":
                 limit = rule["original_max_position_embeddings"]
@@ -137,7 +141,9 @@ def _proves(config: Any) -> bool:
     text = own.get_text_config()
     text.max_position_embeddings = 8
     rules = [text.rope_parameters, *text.rope_parameters.values()]
-    for rule in (rule for rule in rules if isinstance(rule, dict) and "original_max_position_embeddings" in rule):
+    for rule in (
+        rule for rule in rules if isinstance(rule, dict) and "original_max_position_embeddings" in rule
+    ):
         rule["original_max_position_embeddings"] = 8
     try:
         modules = list(_by_length(skeleton(own, torch.float32)))

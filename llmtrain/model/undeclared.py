@@ -18,7 +18,7 @@ from transformers import modeling_rope_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from llmtrain.model.probes import fewer_layers
+from llmtrain.model.probes import few_or_all_layers
 from llmtrain.model.structure import skeleton
 
 
@@ -35,7 +35,7 @@ def takes_effect(config: Any, key: str) -> bool:
     other = _another(getattr(config, key))
     if other is None:
         return False
-    small = fewer_layers(config)
+    small = few_or_all_layers(config)
     changed = copy.deepcopy(small)
     setattr(changed, key, other)
     facts = _facts(skeleton(small, torch.float32))

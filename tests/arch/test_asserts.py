@@ -7,7 +7,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # What assertions call: questions, none of which changes anything.
-QUESTIONS = {"all", "any", "cumsum", "elements", "get", "isinstance", "len", "max", "min", "numel", "sum", "tuple"}
+QUESTIONS = {
+    "all",
+    "any",
+    "cumsum",
+    "elements",
+    "get",
+    "isinstance",
+    "len",
+    "max",
+    "min",
+    "numel",
+    "sum",
+    "tuple",
+}
 
 
 def called(node: ast.AST) -> set[str]:

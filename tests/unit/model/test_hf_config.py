@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import activations, modeling_rope_utils
 
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError
 from llmtrain.model.build import hf_config, parameter_counts
-from llmtrain.model.configuration import config_keys
+from llmtrain.model.configuration import causal_families, config_keys
 from llmtrain.model.structure import skeleton
+from llmtrain.plan import families
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -95,6 +97,27 @@ def test_a_key_that_only_the_familys_code_reads_is_taken_and_takes_effect(tmp_pa
 def test_a_key_without_effect_stays_unknown(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(**QWEN_MOE, **{key: value})
+
+
+def test_the_plan_knows_families_as_transformers_does() -> None:
+    assert families.activations() == set(activations.ACT2CLS)
+    assert families.rope_types() == {"default", *modeling_rope_utils.ROPE_INIT_FUNCTIONS}
+    assert families.causal_families() == set(causal_families())
+    for name in ("llama", "gpt2", "mixtral", "gemma3_text", "phi3", "gpt_neox", "qwen3_moe", "deepseek_v3"):
+        known = families.family(name)
+        assert known is not None and config_keys(name) <= known.keys | set(families.ROPE_KEYS)
+    names = ("gpt2", "opt", "gptj", "gpt_neo", "llama", "jamba", "bloom")
+    assert [name for name in names if families.family(name).has_table] == ["gpt2", "opt", "gptj", "gpt_neo"]
+
+
+def test_what_transformers_takes_and_cannot_make_is_a_sentence() -> None:
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "rope_theta": 10000.0,
+    }  # needs a head_dim, which mixtral lacks
+    with pytest.raises(ConfigError, match="transformers can't make a mixtral of it: TypeError"):
+        made(**{**LLAMA, "model_type": "mixtral", "num_key_value_heads": 2, "rope_parameters": rope})
 
 
 def test_all_wrong_keys_are_reported_at_once() -> None:

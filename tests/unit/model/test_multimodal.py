@@ -67,7 +67,9 @@ def test_the_text_part_is_taken_with_its_weights(family: str, tmp_path: Path) ->
 
 def test_a_text_part_that_is_no_model_is_named_by_every_verb(tmp_path: Path) -> None:
     transformers.Qwen2_5_VLConfig().save_pretrained(tmp_path)
-    why = "model_type qwen2_5_vl is multimodal, and its text part, qwen2_5_vl_text, is no causal language model"
+    why = (
+        "model_type qwen2_5_vl is multimodal, and its text part, qwen2_5_vl_text, is no causal language model"
+    )
     with pytest.raises(ConfigError, match=f"model.source.*{why}"):
         hf_config(ModelSection(source=str(tmp_path)), 97)
     with pytest.raises(InputError, match=f"can't be evaluated or completed: its {why}"):

@@ -84,7 +84,9 @@ def test_rolling_scores_every_token_of_every_document_as_the_harness_does(
     expected = rolling_by_transformers(hf_folder, texts, dataset.eos_id, 256)
     assert found.scores.eval_tokens == sum(map(len, texts))
     assert found.scores.eval_loss * found.scores.eval_tokens == pytest.approx(expected, rel=1e-5)
-    written = len("".join(transformers.AutoTokenizer.from_pretrained(hf_folder).decode(t) for t in texts).encode())
+    written = len(
+        "".join(transformers.AutoTokenizer.from_pretrained(hf_folder).decode(t) for t in texts).encode()
+    )
     assert written == dataset.entry.text_bytes
     assert found.scores.bits_per_byte == pytest.approx(expected / math.log(2) / written, rel=1e-5)
     assert f"{len(texts)} whole documents, rolling" in found.as_text()
