@@ -18,7 +18,7 @@ from data_prep.results import NOTES, Result, read_result
 from data_prep.steps.step import CorpusWideStep
 from data_prep.work import Work
 from llmtrain import errors
-from llmtrain.errors import InputError
+from llmtrain.errors import DataError, InputError
 
 DECIDED = "decided.json"
 
@@ -195,7 +195,8 @@ def decide(work: Work, number: int, step: CorpusWideStep, tell: Progress, droppe
 
     found = step.resolve(notes, verdicts, scratch, progress)
     for path in verdicts:
-        assert path.is_file(), f"{step.name} decided nothing about chunk {path.name}"
+        if not path.is_file():
+            raise DataError(f"{step.name} decided nothing about chunk {path.name}")
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     facts = {"step": step.name, "seconds": time.monotonic() - began, "found": found}
@@ -210,5 +211,6 @@ def decide(work: Work, number: int, step: CorpusWideStep, tell: Progress, droppe
 
 def _plain(value: object) -> object:
     """Numbers of numpy as those of Python."""
-    assert isinstance(value, np.generic | np.ndarray), f"a step reports a {type(value).__name__}"
+    if not isinstance(value, np.generic | np.ndarray):
+        raise TypeError(f"a step reports a {type(value).__name__}")
     return value.tolist()

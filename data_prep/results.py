@@ -24,6 +24,7 @@ import zstandard
 
 from data_prep.documents import Document, Tally
 from data_prep.output import sync_folder
+from llmtrain.errors import DataError
 
 RESULT = "result.json"
 SPILL = "spill.zst"
@@ -147,5 +148,6 @@ def read_spill(path: Path) -> Iterator[Document]:
         while facts := rows.readline():
             size, *place = json.loads(facts.decode("utf-8", "surrogatepass"))
             text = rows.read(size)
-            assert len(text) == size, f"{path} ends within a document"
+            if len(text) != size:
+                raise DataError(f"{path} ends within a document: remove it with its folder, and build again")
             yield Document(text.decode("utf-8", "surrogatepass"), *place)

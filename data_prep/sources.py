@@ -317,7 +317,8 @@ def _hub_revision(section: SourceSection, field: str) -> str:
         commit = HfApi().dataset_info(section.hub or "", revision=section.revision).sha
     except Exception as error:
         raise DataError(f"{field}.hub = {section.hub!r} can't be reached on the Hub: {error}") from error
-    assert commit is not None, "the Hub names a commit for every revision"
+    if commit is None:
+        raise DataError(f"{field}.hub = {section.hub!r}: the Hub names no commit for its revision")
     return commit
 
 

@@ -44,6 +44,7 @@ class Job:
     folder: RunFolder
     world: World
     generation: Mapping[str, Any] = field(default_factory=dict)  # the model's generation_config.json
+    note: str = ""  # what the user should know of the model before it is trained
 
     @property
     def probe_rows(self) -> PackedRows:
@@ -104,12 +105,14 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
     from llmtrain.engine import detect_device
     from llmtrain.model.build import hf_config
     from llmtrain.model.generation import settings_of_run
+    from llmtrain.model.lengths import take_length
 
     device = detect_device()
     prepared: PreparedRun = prepare(path, overrides, world.size, device)
     plan, batches = prepared.plan, prepared.batches
     check_installed(plan)
     config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
+    note = take_length(config, plan.run.data.seq_len)
     if device == "cuda":
         import torch
 
@@ -120,7 +123,7 @@ def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
             prepared.loaded, world.size, device, device_memory=memory, shape=shape, goes_on=begun
         )
     generation = settings_of_run(plan.run.model, config, batches.datasets)
-    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation)
+    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation, note)
 
 
 def check_agreement(comm: Comm, job: Job) -> None:

@@ -222,6 +222,8 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
     where = f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
     run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {batch.split}; {where}")
+    if job.note:
+        run_log.note(job.note)
     if found is not None:
         run_log.note(f"going on from {found.path}")
     return run_log

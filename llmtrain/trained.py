@@ -63,13 +63,17 @@ def is_model_folder(path: Path) -> bool:
 
 def model_config(subject: Subject) -> Any:
     """The transformers configuration. Raises InputError when there is none that it knows."""
-    from llmtrain.model.configuration import read_config
+    from llmtrain.model.configuration import read_config, text_model
 
     try:
-        return config_of(subject.checkpoint) if subject.checkpoint else read_config(subject.name)
+        config = config_of(subject.checkpoint) if subject.checkpoint else read_config(subject.name)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{subject.name} is no model that transformers can read: {reason}") from error
+    try:
+        return config if subject.checkpoint else text_model(config)
+    except ValueError as error:
+        raise InputError(f"{subject.name} can't be evaluated or completed: {error}") from error
 
 
 def config_of(checkpoint: Checkpoint) -> Any:

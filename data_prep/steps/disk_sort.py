@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llmtrain.errors import DataError
+
 RUN_BYTES = 2**22
 FAN_IN = 128  # runs merged at once; more are merged in rounds
 
@@ -87,7 +89,8 @@ class _Run:
             return
         offset = self._read * self.dtype.itemsize
         self.head = np.fromfile(self.path, self.dtype, self.block, offset=offset)
-        assert self.head.size, f"{self.path} ends before its {self.left} last records"
+        if not self.head.size:
+            raise DataError(f"{self.path} ends before its {self.left} last records")
         self._read += self.head.size
         self.left -= self.head.size
         if not self.left:

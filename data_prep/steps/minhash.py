@@ -249,7 +249,8 @@ class _Notes:
                 begin = rows.start
                 while (block := np.fromfile(file, self.dtype, most)).size:
                     place = int(block["document"][0]) + rows.start
-                    assert place == begin, f"{path}: not one note per document, in order"
+                    if place != begin:
+                        raise DataError(f"{path}: not one note per document, in order")
                     yield range(begin, begin + block.size), block
                     begin += block.size
 

@@ -53,12 +53,21 @@ def take_probe(engine: Engine, rows: Rows, count: int = 2) -> Probe:
 
 
 def loss_of(model: Any, probe: Probe) -> float:
-    """The loss of a transformers causal LM on the probe's rows, row by row, summed in fp32."""
+    """The loss of a transformers causal LM on the probe's rows, summed in fp32: by rows, or by documents.
+
+    By documents where lengths change the rotary frequencies: transformers would take a whole row's length,
+    training takes each document's. The shortest comes first, as transformers keeps what a longer one has left.
+    """
     import torch
 
+    from llmtrain.model.rotary import reach
+
     total, valid = 0.0, 0
+    pieces = list(zip(probe.tokens, probe.positions, probe.labels, strict=True))
+    if reach(model.config) is not None:
+        pieces = sorted((one for row in pieces for one in _documents(*row)), key=lambda one: len(one[0]))
     with torch.inference_mode():
-        for tokens, positions, labels in zip(probe.tokens, probe.positions, probe.labels, strict=True):
+        for tokens, positions, labels in pieces:
             logits = model(
                 input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=False
             ).logits
@@ -87,6 +96,13 @@ def taken_otherwise(folder: Path, model: Any) -> dict[str, Any]:
         if model.generation_config.eos_token_id != said:
             wrong["eos_token_id"] = {"written": said, "taken": model.generation_config.eos_token_id}
     return wrong
+
+
+def _documents(tokens: _Row, positions: _Row, labels: _Row) -> list[tuple[_Row, _Row, _Row]]:
+    """A row's documents, each by itself."""
+    starts = [at for at, position in enumerate(positions) if at == 0 or position != positions[at - 1] + 1]
+    cuts = [slice(*ends) for ends in zip(starts, [*starts[1:], len(positions)], strict=True)]
+    return [(tokens[cut], positions[cut], labels[cut]) for cut in cuts]
 
 
 def _main() -> None:

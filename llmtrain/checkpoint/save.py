@@ -155,7 +155,8 @@ def _tensors(plans: list[dict[str, Any]]) -> dict[str, TensorEntry]:
     slices: dict[str, list[SliceEntry]] = {}
     for rank, plan in enumerate(plans):
         for name, shape in plan["shapes"].items():
-            assert shapes.setdefault(name, tuple(shape)) == tuple(shape), f"ranks differ on {name}'s shape"
+            known = shapes.setdefault(name, tuple(shape))
+            assert known == tuple(shape), f"ranks differ on {name}'s shape"
         for name, kind, start, length, dtype in plan["slices"]:
             slices.setdefault(name, []).append(SliceEntry(kind, start, length, rank_file(rank), dtype))
     return {name: TensorEntry(shape=shapes[name], slices=tuple(slices[name])) for name in sorted(slices)}

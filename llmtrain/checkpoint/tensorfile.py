@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from llmtrain.checkpoint.files import PIECE, PRIVATE_FILE, FileEntry, HashedFile, open_plain
-from llmtrain.errors import CheckpointError
+from llmtrain.errors import CheckpointError, EngineError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -61,7 +61,8 @@ def elements(shape: Sequence[int]) -> int:
 
 def header_of(specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes before the first tensor. Keys must be unique and wide dtypes come first (alignment)."""
-    assert sys.byteorder == "little", "safetensors files are little-endian"
+    if sys.byteorder != "little":
+        raise EngineError("safetensors files are little-endian, and this machine is not")
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for spec in specs:
@@ -75,7 +76,8 @@ def header_of(specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = 
         start += spec.size
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    assert len(text) <= HEADER_LIMIT, f"{len(specs)} tensors are too many for one safetensors file"
+    if len(text) > HEADER_LIMIT:
+        raise EngineError(f"{len(specs)} tensors are too many for one safetensors file")
     return len(text).to_bytes(8, "little") + text
 
 

@@ -132,6 +132,15 @@ def _eval_verb(verbs: Actions[argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--rows", type=int, metavar="N", help="rows to read (default: the run's, or all)")
     evaluate.add_argument("--seq-len", type=int, metavar="N", help="tokens per row (default: the run's)")
     evaluate.add_argument(
+        "--rolling",
+        action="store_true",
+        help="score every token of every document, each by itself, as lm-evaluation-harness does "
+        "(default: rows as in training, see docs/evaluation.md)",
+    )
+    evaluate.add_argument(
+        "--documents", type=int, metavar="N", help="with --rolling: only the first N (default: all)"
+    )
+    evaluate.add_argument(
         "--baselines",
         action="store_true",
         help="also score the untrained model, and unigrams of the train split",
@@ -177,11 +186,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from llmtrain.evaluate import evaluate_folder
+    from llmtrain.evaluate import Reading, evaluate_folder
 
-    at_least(1, {"--rows": arguments.rows, "--seq-len": arguments.seq_len})
     given = arguments
-    found = evaluate_folder(given.what, given.data, given.split, given.rows, given.seq_len, given.baselines)
+    at_least(1, {"--rows": given.rows, "--seq-len": given.seq_len, "--documents": given.documents})
+    reading = Reading(given.rows, given.seq_len, given.rolling, given.documents)
+    found = evaluate_folder(given.what, given.data, given.split, reading, given.baselines)
     print(found.as_json() if arguments.json else found.as_text())
     return 0
 

@@ -158,7 +158,10 @@ class DeepSpeedEngineBase:
             raise EngineError(
                 f"the loss is {loss}, yet DeepSpeed updated the weights: resume from a checkpoint"
             )
-        assert skipped or not withheld, "a step that was to be withheld has touched the weights"
+        if withheld and not skipped:
+            raise EngineError(
+                "a step that was to be withheld has touched the weights: resume from a checkpoint"
+            )
         self._updates += not skipped
         if withheld:
             self._restore_scaler(scaler)

@@ -84,7 +84,8 @@ def load_op() -> str:
         try:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
             spec = importlib.util.spec_from_file_location(name, library)
-            assert spec and spec.loader, f"{library} has no name that Python can import"
+            if spec is None or spec.loader is None:
+                raise ImportError("it has no name that Python can import")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         except (ImportError, OSError) as error:

@@ -15,6 +15,7 @@ from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
 from llmtrain.engine.pipeline import PipeEngine, StagePipeline, StepLoss
 from llmtrain.engine.zero import ZeroEngine
+from llmtrain.errors import EngineError
 from llmtrain.model.build import build_partitioned, build_stage
 from llmtrain.model.kernels import Kernels, choose_kernels
 from llmtrain.model.stages import plan_cuts
@@ -52,7 +53,7 @@ def open_engine(
             hf_config, cuts[index], dtype, device, run.seed, weights, kernels, recompute=run.recompute
         )
     optimizer = adamw(stage.parameters(), run.optimizer, fused=kernels.optimizer == "fused")
-    _assert_equal_groups(comm, optimizer)
+    _require_equal_groups(comm, optimizer)
     if topology.pipeline == 1:
         engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=config)
         return ZeroEngine(plan, stage, engine, comm, dp_rank=comm.rank)
@@ -65,7 +66,8 @@ def open_engine(
     return pipe
 
 
-def _assert_equal_groups(comm: TorchComm, optimizer: torch.optim.Optimizer) -> None:
+def _require_equal_groups(comm: TorchComm, optimizer: torch.optim.Optimizer) -> None:
     """DeepSpeed all-reduces once per parameter group in a pipeline: unequal counts would hang for ever."""
     counts = comm.gather(len(optimizer.param_groups))
-    assert len(set(map(str, counts))) == 1, f"parameter groups differ between ranks: {counts}"
+    if len(set(map(str, counts))) > 1:
+        raise EngineError(f"parameter groups differ between ranks: {counts}")

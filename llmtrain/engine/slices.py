@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from llmtrain.engine.seam import KINDS, Slice, SliceReader
+from llmtrain.errors import EngineError
 
 MOMENTS = KINDS[1:]
 
@@ -268,5 +269,6 @@ def open_state(optimizer: Any, named: list[NamedParameter], dp_rank: int, dp: in
     ):
         return FlatState(optimizer, named)
     known = isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "fp32_groups")
-    assert known, f"unknown optimizer layout {type(optimizer).__name__}: DeepSpeed changed"
+    if not known:
+        raise EngineError(f"unknown optimizer layout {type(optimizer).__name__}: DeepSpeed changed")
     return WholeState(optimizer, named, dp_rank, dp)

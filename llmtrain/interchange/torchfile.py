@@ -40,7 +40,8 @@ class Stored:
 
     def part(self, start: int, length: int) -> torch.Tensor:
         """Elements `start … start + length`, 1-D."""
-        assert 0 <= start <= start + length <= self.count, f"{self.path}: {start}+{length} of {self.count}"
+        if not 0 <= start <= start + length <= self.count:
+            raise CheckpointError(f"{self.path}: elements {start} … {start + length} of {self.count}")
         if not length:
             return torch.empty(0, dtype=self.dtype)
         width = self.dtype.itemsize

@@ -10,6 +10,7 @@ from llmtrain.errors import ConfigError, Problem
 from llmtrain.model.attention import NAMES
 from llmtrain.model.initialise import initialise, leave_unfilled, materialise
 from llmtrain.model.kernels import Kernels, apply_liger
+from llmtrain.model.rotary import follow_documents
 from llmtrain.model.stages import Cut, StageModel, cut_model, drop
 from llmtrain.model.structure import find_layers, read_structure, skeleton
 from llmtrain.model.weights import WeightFiles
@@ -50,6 +51,7 @@ def prepare(hf: Any, kernels: Kernels) -> None:
     """Kernels that are put into the whole model, before it is cut."""
     if "liger" in (kernels.norm, kernels.rope, kernels.mlp):
         apply_liger(hf, kernels)
+    follow_documents(hf)
 
 
 def raise_unset(hf: Any, unset: list[str]) -> None:

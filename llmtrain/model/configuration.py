@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -15,10 +16,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError, Problem, nearest
+from llmtrain.model.probes import few_or_all_layers
+from llmtrain.model.structure import skeleton
+from llmtrain.model.undeclared import is_read, takes_effect
+from llmtrain.plan.families import ROPE_KEYS
 
 ORIGIN = "the run"
-# Older spellings that transformers still turns into `rope_parameters`.
-ROPE_KEYS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor")
 # Said of files that are not read: Python, and weights of another form.
 _FORGOTTEN = ("auto_map", "custom_pipelines", "quantization_config")
 
@@ -41,6 +44,7 @@ def hf_config(
     problems = _unfit(config, field, value, vocab_size)
     if problems:
         raise ConfigError(problems)
+    _require_made(config, field, value)
     config.use_cache = False
     return config
 
@@ -65,6 +69,26 @@ def read_config(place: str | Path, *, local_files_only: bool = False) -> Any:
     return config
 
 
+def text_model(config: Any) -> Any:
+    """The configuration that is trained, evaluated and generated with: of a multimodal model, its text part.
+
+    ValueError, saying why, when there is no causal language model in it.
+    """
+    text = config.get_text_config()
+    if text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return config
+    if text is config:
+        raise ValueError(f"its model_type {config.model_type} is no causal language model in transformers")
+    if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"its model_type {config.model_type} is multimodal, and its text part, {text.model_type}, is no causal "
+            "language model that transformers makes by itself"
+        )
+    text.dtype = text.dtype or config.dtype
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
+    return text
+
+
 def causal_families() -> list[str]:
     """The model types that transformers can make a causal LM of."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -80,10 +104,10 @@ def _from_source(source: str) -> Any:
         fix = f"transformers can't read a configuration there ({said}); name a folder with config.json or a "
         fix += "Hub id whose model type transformers knows (code from the Hub is never run)"
         raise ConfigError(Problem("model.source", source, ORIGIN, fix)) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        fix = f"its model_type {config.model_type} is no causal language model in transformers"
-        raise ConfigError(Problem("model.source", source, ORIGIN, fix))
-    return config
+    try:
+        return text_model(config)
+    except ValueError as error:
+        raise ConfigError(Problem("model.source", source, ORIGIN, str(error))) from error
 
 
 def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
@@ -92,18 +116,37 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(_unknown_family(family))
     known = config_keys(family)
-    unknown = [key for key in values if key not in known]
+    undeclared = [key for key in values if key not in known]
+    unknown = [key for key in undeclared if not is_read(family, key)]
     if unknown:
         raise ConfigError([_unknown_key(key, values[key], family, known) for key in unknown])
     for key, value in ids.items():
         if key in known:
             values.setdefault(key, value)
     try:
-        return CONFIG_MAPPING[family](**values)
+        config = CONFIG_MAPPING[family](**values)
     except Exception as error:
         said = " ".join(str(error).split())
         fix = f"transformers refuses this configuration: {said}"
         raise ConfigError(Problem("model.config", None, ORIGIN, fix)) from error
+    text = config.get_text_config()
+    if text is not config:
+        fix = f"{family} is multimodal, and text trains its text part alone: write model_type: {text.model_type} "
+        fix += "and the keys of its text_config here"
+        raise ConfigError(Problem("model.config.model_type", family, ORIGIN, fix))
+    without = [key for key in undeclared if not _follows(config, key)]
+    if without:
+        raise ConfigError([_unknown_key(key, values[key], family, known) for key in without])
+    return config
+
+
+def _follows(config: Any, key: str) -> bool:
+    """Whether the model follows an undeclared key; a value that it can't be made with is the user's to mend."""
+    try:
+        return takes_effect(config, key)
+    except Exception as error:
+        fix = f"transformers can't make a {config.model_type} with it: {' '.join(str(error).split())}"
+        raise ConfigError(Problem(f"model.config.{key}", getattr(config, key), ORIGIN, fix)) from error
 
 
 def config_keys(family: str) -> set[str]:
@@ -134,6 +177,16 @@ def _unknown_key(key: str, value: Any, family: str, known: set[str]) -> Problem:
     guess = nearest(key, known)
     fix = f"{family} has no such key" + (f"; {guess}" if guess else "")
     return Problem(f"model.config.{key}", value, ORIGIN, fix)
+
+
+def _require_made(config: Any, field: str, value: Any) -> None:
+    """ConfigError when transformers takes the configuration and then can't make a model of it."""
+    try:
+        skeleton(few_or_all_layers(config), torch.float32)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        fix = f"transformers can't make a {config.model_type} of it: {type(error).__name__}: {said}"
+        raise ConfigError(Problem(field, value, ORIGIN, fix)) from error
 
 
 def _unfit(config: Any, field: str, value: Any, vocab_size: int) -> list[Problem]:

@@ -22,7 +22,7 @@ from llmtrain.model.initialise import initialise, materialise
 from llmtrain.model.kernels import Kernels, fit
 from llmtrain.model.loss import HeadFormula
 from llmtrain.model.stages import Cut, PassThrough, StageModel, cut_model
-from llmtrain.model.structure import CUTTABLE, find_layers, read_structure, skeleton
+from llmtrain.model.structure import CUTTABLE, body, find_layers, read_structure, skeleton
 
 LOG = logging.getLogger(__name__)
 SMALL = 20_000_000  # parameters: a model that a probe may build as it is
@@ -110,7 +110,7 @@ def narrow(config: Any) -> Any | None:
 def _narrow(key: str) -> str | None:
     for changed in ((), tuple(WIDTHS), *(tuple(set(WIDTHS) - left) for left in DEPENDENT_WIDTHS)):
         try:
-            candidate = _narrower(_fewer_layers(_config(key)), changed)
+            candidate = _narrower(fewer_layers(_config(key)), changed)
             if _size(skeleton(candidate, torch.float32)) <= SMALL and _runs(candidate):
                 return _key(candidate)
         except Exception:  # whatever a family says of such a configuration
@@ -144,7 +144,8 @@ def _config(key: str) -> Any:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def _fewer_layers(config: Any) -> Any:
+def fewer_layers(config: Any) -> Any:
+    """A copy with a layer of each kind, two at least, and a small vocabulary."""
     few = copy.deepcopy(config)
     layers = few.num_hidden_layers
     kinds = getattr(few, "layer_types", None) or ["same"] * layers
@@ -156,6 +157,17 @@ def _fewer_layers(config: Any) -> Any:
     few.num_hidden_layers = kept
     few.vocab_size = min(few.vocab_size, 64)
     few.pad_token_id, few.bos_token_id, few.eos_token_id = None, 0, 1
+    return few
+
+
+def few_or_all_layers(config: Any) -> Any:
+    """`fewer_layers` where a model can be made so; a family that is cut otherwise keeps all it has."""
+    try:
+        few = fewer_layers(config)
+        skeleton(few, torch.float32)
+    except Exception:  # it counts its layers in its own way
+        LOG.debug("a proof could not be run", exc_info=True)
+        return config
     return few
 
 
@@ -235,11 +247,10 @@ def _keeps_embeddings(config: Any) -> bool:
         materialise(hf, torch.device("cpu"))
         initialise(hf, structure.layers, 0)
         with torch.no_grad():
-            out = (
-                hf.eval()
-                .base_model(inputs_embeds=given, position_ids=torch.arange(8)[None], use_cache=False)
-                .last_hidden_state
-            )
+            positions = torch.arange(8)[None]
+            out = body(hf.eval())(
+                inputs_embeds=given, position_ids=positions, use_cache=False
+            ).last_hidden_state
     except Exception:  # it needs what a later stage does not have
         LOG.debug("a proof could not be run", exc_info=True)
         return False

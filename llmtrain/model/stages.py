@@ -15,7 +15,7 @@ from llmtrain.model.attention import document_bounds, is_varlen
 from llmtrain.model.counts import layer_costs
 from llmtrain.model.kernels import Kernels
 from llmtrain.model.loss import HeadFormula, whole_loss
-from llmtrain.model.structure import Structure, read_structure, skeleton
+from llmtrain.model.structure import Structure, body, read_structure, skeleton
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StageModel(nn.Module):
     def hidden(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """What the layers (and on the last stage the final norm) make of input_ids or inputs_embeds."""
         given = {**inputs, **self._masks(positions)}
-        return self.hf.base_model(position_ids=positions, use_cache=False, **given).last_hidden_state
+        return body(self.hf)(position_ids=positions, use_cache=False, **given).last_hidden_state
 
     def _masks(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"attention_mask": document_bounds(positions)} if is_varlen(self.kernels.attention) else {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.errors import ConfigError, Problem
 
@@ -46,6 +46,16 @@ def skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> A
     options = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(own, dtype=dtype, **options)
+
+
+def body(hf: Any) -> Any:
+    """What makes hidden states of tokens: the model without its head.
+
+    Llama 4's text model is named by a prefix that it does not have, so its base model would be itself.
+    """
+    if hf.base_model is not hf:
+        return hf.base_model
+    return next((child for child in hf.children() if isinstance(child, PreTrainedModel)), hf)
 
 
 def has_plan(hf: Any) -> bool:

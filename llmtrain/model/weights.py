@@ -7,6 +7,7 @@ experts, saved one by one and computed as one tensor) is converted by the same r
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class WeightFiles:
         self.source = source
         here = Path(source).expanduser()
         self.folder = here if here.is_dir() else _download(source)
+        self._multimodal = _is_multimodal(self.folder)
         self._file: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
         self._dtype: dict[str, str] = {}  # as safetensors spells it
@@ -130,9 +132,12 @@ class WeightFiles:
         found: dict[str, _Recipe] = {}
         unexpected = []
         for source in sorted(self._file, key=_natural):
-            target, pattern = rename_source_key(source, renamings, converters, hf.base_model_prefix, shapes)
-            if target not in expected and source in expected:
-                target, pattern = source, None
+            named = _text_name(source) if self._multimodal else source
+            if named is None:
+                continue  # of another medium than text
+            target, pattern = rename_source_key(named, renamings, converters, hf.base_model_prefix, shapes)
+            if target not in expected and named in expected:
+                target, pattern = named, None
             if target not in expected:
                 unexpected.append(source)
                 continue
@@ -213,6 +218,21 @@ class WeightFiles:
             self._check_shape(full, tuple(value.shape), expected[full])
             tensor.data.copy_(value)
             mark_set(tensor)
+
+
+def _is_multimodal(folder: Path) -> bool:
+    try:
+        return "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _text_name(name: str) -> str | None:
+    """What a multimodal model's tensor is called in its text part alone; None: it is not of that part."""
+    found = re.fullmatch(r"(?:model\.)?language_model\.(?:model\.)?(.+)", name)
+    if found is None:
+        return name if name.startswith("lm_head.") else None
+    return found[1] if found[1].startswith("lm_head.") else f"model.{found[1]}"
 
 
 def _state(unit: nn.Module) -> dict[str, torch.Tensor]:

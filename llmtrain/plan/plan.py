@@ -20,6 +20,7 @@ from llmtrain.config.world import may_restart
 from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
 from llmtrain.plan.memory import rows_that_fit
+from llmtrain.plan.model_rules import model_problems
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.rules import batch_problem, buffer_problems, strategy_problems
 from llmtrain.plan.schedule import Schedule, steps_for_tokens, warmup_steps
@@ -68,6 +69,7 @@ def make_plan(
     loaded, found = try_adopt(loaded, template)
     problems += found
     problems += strategy_problems(loaded, template, world, device)
+    problems += model_problems(loaded)
     run = loaded.config
     if world % run.parallel.pipeline:
         raise ConfigError(problems)

@@ -10,8 +10,9 @@ from llmtrain.config.load import LoadedRun, load_run
 from llmtrain.data.batches import Batches, held_out
 from llmtrain.data.packed import PackedRows
 from llmtrain.data.vocabulary import TOKENIZER_JSON, token_numbers
-from llmtrain.errors import DataError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.plan.model_place import check_places
+from llmtrain.plan.model_rules import id_problems
 from llmtrain.plan.plan import Plan, make_plan
 
 
@@ -32,6 +33,9 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     plan = make_plan(loaded, ranks, device, goes_on=has_begun(loaded))
     data = plan.run.data
     batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
+    wrong = id_problems(loaded, batches.vocab_size)
+    if wrong:
+        raise ConfigError(wrong)
     evaluation = None
     if data.eval:
         evaluation = held_out(

@@ -17,6 +17,7 @@ from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 from llmtrain.plan.memory import USABLE, Memory, estimate
 from llmtrain.plan.model_place import check_places
+from llmtrain.plan.model_rules import id_problems, length_note, length_problem
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
 from llmtrain.plan.prepared import has_begun
@@ -85,6 +86,7 @@ class Planned:
     epoch_tokens: int | None
     shares: tuple[SourceShare, ...]
     packed: str  # what the packing makes of the data, in words
+    note: str  # what the user should know of the model, empty for nothing
     unknown: tuple[str, ...]  # sentences: what could not be worked out, and why
 
     @property
@@ -129,6 +131,7 @@ class Planned:
             "run": run.model_dump(mode="json"),
             "deepspeed": plan.deepspeed,
             "origins": dict(plan.origins),
+            "note": self.note,
             "unknown": list(self.unknown),
         }
         return json.dumps(content, indent=2)
@@ -171,7 +174,8 @@ class Planned:
         if shape is None:
             return ""
         active = f", {shape.active_matmul_parameters:,} at work on a token" if shape.experts > 1 else ""
-        return f"about {shape.parameters:,} parameters{active}, {shape.layers} layers of {shape.hidden}"
+        text = f"about {shape.parameters:,} parameters{active}, {shape.layers} layers of {shape.hidden}"
+        return "\n".join([text, *([self.note] if self.note else [])])
 
     def _memory(self) -> str:
         memory = self.memory
@@ -236,6 +240,10 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     plan = make_plan(loaded, ranks, kind, goes_on=begun)
     batches = _batches(plan, unknown)
     config = _model_config(loaded.config.model, unknown)
+    wrong = id_problems(loaded, batches.vocab_size if batches else None)
+    too_long = length_problem(loaded, dict(config))  # of a Hub's model; of the others the plan has told
+    if wrong or too_long:
+        raise ConfigError([*wrong, *([too_long] if too_long else [])])
     new = loaded.config.model.config is not None
     shape = shape_of(config, batches.vocab_size if batches and new else None)
     if shape is None and new and batches is None:
@@ -259,7 +267,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None
     shares = _shares(plan, batches) if batches else ()
-    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), tuple(unknown))
+    note = length_note(dict(config), plan.run.data.seq_len)
+    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), note, tuple(unknown))
 
 
 def _device(name: str) -> tuple[str, int | None]:

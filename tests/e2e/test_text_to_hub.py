@@ -104,6 +104,15 @@ def losses(place: Place, name: str) -> list[tuple[int, float]]:
 
 
 def test_the_whole_way(place: Place) -> None:
+    """Without assertions (`python -O`): what an assertion did, or kept out, would be missed here."""
+    place.environment["PYTHONOPTIMIZE"] = "1"
+    try:
+        whole_way(place)
+    finally:
+        del place.environment["PYTHONOPTIMIZE"]
+
+
+def whole_way(place: Place) -> None:
     left_before = set(Path("/dev/shm").glob("deepspeed*"))
     assert "documents in" in place.llmtrain("data", "build", "corpus.yaml")
     said = place.llmtrain("train", "run.yaml", "--ranks", "2")
@@ -139,6 +148,7 @@ def test_the_whole_way(place: Place) -> None:
 
 
 def test_a_run_that_was_stopped_and_killed_is_the_same_run(place: Place) -> None:
+    """With assertions: `losses` are also those of the run without."""
     if not (place.folder / "runs" / "whole").exists():
         test_the_whole_way(place)
     words = ("train", "run.yaml", "name=broken", "--ranks", "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,27 @@ MODELS: dict[str, dict[str, Any]] = {
         "model_type": "gpt_neox",
         **{k: v for k, v in _SMALL.items() if k != "num_key_value_heads"},
         "intermediate_size": 64,
+    },
+    # Frequencies by length: documents of 24-token rows lie on both sides of 8 tokens.
+    "longrope": {
+        "model_type": "phi3",
+        **_SMALL,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.5, 2.0, 2.5],
+            "long_factor": [3.0, 5.0, 7.0, 9.0],
+            "original_max_position_embeddings": 8,
+        },
+        "original_max_position_embeddings": 8,
+        "pad_token_id": 0,
+    },
+    "dynamic": {
+        "model_type": "llama",
+        **_SMALL,
+        "max_position_embeddings": 8,
+        "initializer_range": 0.3,  # attention that sees where a token stands
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
     },
 }
 
@@ -141,6 +163,21 @@ def train(world: World, model: str, steps: int, detail: bool = False, **sections
     }
 
 
+def documents(*rows: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """(tokens, positions, labels) of each document, the shortest first: frequencies that grew stay grown."""
+    pieces = []
+    for row in zip(*rows, strict=True):
+        starts = [*(row[1] == 0).nonzero().flatten().tolist(), len(row[1])]
+        pieces += [[part[a:b][None] for part in row] for a, b in itertools.pairwise(starts)]
+    return sorted(pieces, key=lambda piece: piece[0].numel())
+
+
+def alone(net: Any, tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss sum of a document that nothing is beside."""
+    logits = net(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
+    return torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum")
+
+
 def plain(world: World, model: str, steps: int, precision: str = "fp32") -> dict[str, Any]:
     """The same training by nothing but PyTorch and transformers: whole model, one process, whole logits."""
     from transformers import AutoModelForCausalLM
@@ -170,8 +207,10 @@ def plain(world: World, model: str, steps: int, precision: str = "fp32") -> dict
     def loss_sum(rows: RandomRows) -> torch.Tensor:
         arrays = rows.read(0, rows.count)
         tokens, positions = torch.from_numpy(arrays.tokens), torch.from_numpy(arrays.positions)
-        logits = net(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
         labels = torch.from_numpy(arrays.labels)
+        if model in ("longrope", "dynamic"):
+            return sum(alone(net, *piece) for piece in documents(tokens, positions, labels))
+        logits = net(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
     def held_out() -> float:

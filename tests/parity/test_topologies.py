@@ -65,8 +65,8 @@ NORM_TOLERANCE = {"fp32": (STEPS, 1e-4), "bf16": (5, 5e-2)}
 @pytest.fixture(scope="module")
 def reference(worlds: Any) -> Any:
     @functools.cache
-    def run(model: str, precision: str) -> dict[str, Any]:
-        return worlds.run(f"{PROGRAM}:plain", 1, model=model, steps=STEPS, precision=precision)[0]
+    def run(model: str, precision: str, steps: int = STEPS) -> dict[str, Any]:
+        return worlds.run(f"{PROGRAM}:plain", 1, model=model, steps=steps, precision=precision)[0]
 
     return run
 
@@ -101,3 +101,32 @@ def test_trains_as_one_plain_process(
         compared, norm_band = NORM_TOLERANCE[precision]
         assert result["norms"][:compared] == pytest.approx(expected["norms"][:compared], rel=norm_band)
     assert expected["losses"][-1] < expected["losses"][0], "nothing was learned, so nothing was compared"
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "pipeline", "template", "micro"),
+    [
+        ("longrope", 1, 1, "zero1", 8),
+        ("longrope", 2, 2, "pipeline", 2),
+        ("dynamic", 2, 1, "zero3", 4),
+        ("dynamic", 2, 2, "pipeline", 2),
+    ],
+)
+def test_frequencies_by_length_are_each_documents_own(
+    worlds: Any, reference: Any, model: str, ranks: int, pipeline: int, template: str, micro: int
+) -> None:
+    """transformers takes them by the longest document of a micro-batch: the loss would change with `micro`."""
+    batch = {"rows": 8, "micro": micro}
+    results = worlds.run(
+        f"{PROGRAM}:train",
+        ranks,
+        model=model,
+        steps=6,
+        deepspeed=template,
+        parallel={"pipeline": pipeline},
+        batch=batch,
+    )
+    expected = reference(model, "fp32", 6)
+    for result in results:
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert result["eval"] == pytest.approx(expected["eval"], rel=1e-5)

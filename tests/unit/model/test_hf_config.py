@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import activations, modeling_rope_utils
 
 from llmtrain.config.schema import ModelSection
 from llmtrain.errors import ConfigError
 from llmtrain.model.build import hf_config, parameter_counts
+from llmtrain.model.configuration import causal_families, config_keys
+from llmtrain.model.structure import skeleton
+from llmtrain.plan import families
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -57,6 +62,62 @@ def test_what_the_section_says_stays() -> None:
 def test_a_wrong_section_is_refused_by_field(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(**config)
+
+
+QWEN_MOE = {
+    "model_type": "qwen3_moe",
+    **{key: value for key, value in LLAMA.items() if key != "model_type"},
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+def test_a_key_that_only_the_familys_code_reads_is_taken_and_takes_effect(tmp_path: Path) -> None:
+    assert "head_dim" not in config_keys("qwen3_moe")
+    config = made(**QWEN_MOE, head_dim=32)  # 64 / 4 heads would be 16
+    projection = skeleton(config, torch.float32).model.layers[0].self_attn.q_proj
+    assert projection.out_features == 4 * 32
+    config.save_pretrained(tmp_path)
+    assert hf_config(ModelSection(source=str(tmp_path)), 97).head_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("head_dims", 32, r"model.config.head_dims = 32 .*qwen3_moe has no such key"),
+        ("mlp_bias", True, r"model.config.mlp_bias = True .*qwen3_moe has no such key"),  # of other families
+        ("head_dim", None, r"model.config.head_dim .*qwen3_moe has no such key"),
+        ("_attn_implementation", "eager", r"_attn_implementation = 'eager' .*qwen3_moe has no such key"),
+        ("head_dim", -4, r"model.config.head_dim = -4 .*transformers can't make a qwen3_moe with it"),
+    ],
+)
+def test_a_key_without_effect_stays_unknown(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(**QWEN_MOE, **{key: value})
+
+
+def test_the_plan_knows_families_as_transformers_does() -> None:
+    assert families.activations() == set(activations.ACT2CLS)
+    assert families.rope_types() == {"default", *modeling_rope_utils.ROPE_INIT_FUNCTIONS}
+    assert families.causal_families() == set(causal_families())
+    for name in ("llama", "gpt2", "mixtral", "gemma3_text", "phi3", "gpt_neox", "qwen3_moe", "deepseek_v3"):
+        known = families.family(name)
+        assert known is not None and config_keys(name) <= known.keys | set(families.ROPE_KEYS)
+    names = ("gpt2", "opt", "gptj", "gpt_neo", "llama", "jamba", "bloom")
+    assert [name for name in names if families.family(name).has_table] == ["gpt2", "opt", "gptj", "gpt_neo"]
+
+
+def test_what_transformers_takes_and_cannot_make_is_a_sentence() -> None:
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "rope_theta": 10000.0,
+    }  # needs a head_dim, which mixtral lacks
+    with pytest.raises(ConfigError, match="transformers can't make a mixtral of it: TypeError"):
+        made(**{**LLAMA, "model_type": "mixtral", "num_key_value_heads": 2, "rope_parameters": rope})
 
 
 def test_all_wrong_keys_are_reported_at_once() -> None:
