@@ -29,13 +29,15 @@ from llmtrain.data.packed import PackedRows
 from llmtrain.engine.build_locks import lock_warnings
 from llmtrain.engine.supervisors import end_restarts, follow_launchers
 from llmtrain.engine.watchdog import START_UP, Watchdog, watching
-from llmtrain.errors import EngineError, LlmtrainError, StopRequested
+from llmtrain.errors import EngineError, InputError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.held_out import HeldOut, evaluation_missing
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
 from llmtrain.plan.plan import Plan
 from llmtrain.plan.schedule import is_due
+from llmtrain.report.changes import Change, changes, schedule_change
 from llmtrain.report.environment import device_name, versions
+from llmtrain.report.ledger import starts_so_far
 from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
@@ -134,7 +136,7 @@ def heed(stop: StopRequest, comm: Comm) -> None:
 
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
     """One rank's part of a run, from its file to its last checkpoint."""
-    job = open_job(path, overrides, world)
+    job = open_job(path, overrides, world, resume)
     from llmtrain.engine import start as join
 
     stop.meet()
@@ -143,8 +145,14 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         check_agreement(comm, job)
         heed(stop, comm)
         watch.enter(START_UP, 0, more_s=WAIT_S)
-        with sole_start(job.folder.path, comm, lambda: stop.asked):
-            _run_alone(job, comm, resume, stop, watch)
+        with sole_start(job.folder.path, comm, lambda: stop.asked, WAIT_S, job.plan.run.another):
+            new = job.folder.is_new
+            try:
+                _run_alone(job, comm, resume, stop, watch)
+            except InputError:
+                if new and comm.rank == 0:
+                    job.folder.discard()
+                raise
 
 
 def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watchdog) -> None:
@@ -166,9 +174,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     if comm.rank == 0:
         stop.watch(job.folder.path)
     try:
-        if found is not None and not left:
-            run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
-        else:
+        if left:
             work(job, comm, run_log, found, stop, watch, evaluate_first)
             cause = "finished"
     except StopRequested as request:
@@ -194,17 +200,19 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_
 
     `left`: there is something to do, so this start is one for the ledger.
     """
-    plan, batch = job.plan, job.plan.batch
+    plan = job.plan
     step, tokens = (found.step, found.manifest.tokens) if found else (0, 0)
     known = text_bytes(job.evaluation, job.batches.tokenizer_folder) if job.evaluation and writes else None
-    if writes:
-        job.folder.write(plan)
+    changed = changes(found.run_yaml, plan) if found else []
     about = {
         "topology": dict(job.topology),
         "launcher": job.world.launcher,
         "device": device_name(plan.device),
         "versions": versions(),
+        "changes": [change.record() for change in changed],
     }
+    if writes and left:
+        about["config"] = job.folder.write(plan, starts_so_far(job.folder.ledger) + 1, found is not None)
     run_log = RunLog(
         plan,
         job.folder,
@@ -217,12 +225,31 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_
         last_hang=last_hang,
     )
     run_log.last_saved = found.path if found else None
+    _introduce(job, run_log, found, changed, left)
+    return run_log
+
+
+def _introduce(
+    job: Job, run_log: RunLog, found: Checkpoint | None, changed: Sequence[Change], left: bool
+) -> None:
+    """The lines with which a start begins: the run, where it goes on, and what is no longer as it was."""
+    plan, batch = job.plan, job.plan.batch
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
     where = f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
     run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {batch.split}; {where}")
-    if found is not None:
-        run_log.note(f"going on from {found.path}")
-    return run_log
+    if found is None:
+        return
+    run_log.note(
+        f"going on from {found.path}" if left else f"nothing left to do: step {found.step} is in {found.path}"
+    )
+    for change in changed:
+        run_log.note(change.told(left))
+    updates = int(found.scalars["updates"])
+    bent = schedule_change(found.run_yaml, plan, updates, job.batches.rows_per_epoch) if changed else ""
+    if bent and left:
+        run_log.note(bent)
+    if changed and not left:
+        run_log.note(f"more schedule.steps go on from there; {plan.run.another} starts another run")
 
 
 def work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,7 @@ def known_templates() -> list[str]:
 
 def _find(name_or_path: str) -> Path:
     if name_or_path.endswith(".json") or "/" in name_or_path:
-        path = Path(name_or_path)
+        path = Path(os.path.expanduser(name_or_path))
         if path.is_file():
             return path
         fix = "there is no such file; give a path to a DeepSpeed JSON file, or one of "

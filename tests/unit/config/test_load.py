@@ -112,7 +112,7 @@ def test_all_problems_are_reported_in_one_error(run_file: Path) -> None:
     assert "noequals (command line): write it as key=value or section.key=value" in found
     assert "data.train.5.path = 'x' (command line): 'data.train' is a list of 1" in text
     # hidden behind schedule.warmup, which pydantic stumbles over first
-    assert "give exactly one of schedule.steps and schedule.tokens" in text
+    assert "give exactly one of schedule.steps, schedule.tokens and schedule.epochs" in text
     assert len(found) == 9
 
 
@@ -128,7 +128,11 @@ def test_all_problems_are_reported_in_one_error(run_file: Path) -> None:
         ("name: demo", "name: a b", "name = 'a b' ({file}:1): must be text that matches"),
         ("steps: 300", "steps: 0", "schedule.steps = 0 ({file}:9): must be at least 1"),
         ("steps: 300", "steps: 1.5", "schedule.steps = 1.5 ({file}:9): must be a whole number"),
-        ("steps: 300", "warmup: 0.1", "give exactly one of schedule.steps and schedule.tokens"),
+        (
+            "steps: 300",
+            "warmup: 0.1",
+            "give exactly one of schedule.steps, schedule.tokens and schedule.epochs",
+        ),
         ("  seq_len: 128", "  mask_documents: 3", "must be true or false"),
         (
             "optimizer: {lr: 1e-3, betas: [0.9, 0.95]}",
