@@ -33,6 +33,7 @@ from llmtrain.errors import EngineError, InputError, LlmtrainError, StopRequeste
 from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.held_out import HeldOut, evaluation_missing
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
+from llmtrain.plan.advice import advice
 from llmtrain.plan.plan import Plan
 from llmtrain.plan.schedule import is_due
 from llmtrain.report.changes import Change, changes, schedule_change
@@ -41,7 +42,7 @@ from llmtrain.report.ledger import starts_so_far
 from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
-from llmtrain.stopping import StopRequest, agreed, stopped
+from llmtrain.stopping import StopRequest, StopWithinStep, agreed, stopped, stopped_at
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
@@ -80,12 +81,15 @@ def train(
         result = fault = None
         watch.enter("training", done)
         if not health.passes_over(done):
-            compare = _compares(plan, done, owed)
-            result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
+            rows, compare = batches.at(step), _compares(plan, done, owed)
+            result = engine.train_step(rows, lr, step, health.most_loss, compare)
+            if result is None:  # left, for a stop that all ranks heard of
+                watch.enter("saving", step)
+                if step > start:  # where this start began is saved
+                    _save(saver, run_log, step, wait=True)
+                raise stopped(agreed(engine.comm.gather(stop.reason)), stopped_at(step, steps))
         seconds = time.perf_counter() - began
-        busy = engine.busy_s() if result is not None else 0.0
-        votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
-        stops, memories, states, works = zip(*votes, strict=True)
+        stops, memories, states, works = _exchange(engine, stop, saver, result is not None)
         stopping = agreed(stops)
         if result is None:
             run_log.passed_over(done)
@@ -94,8 +98,7 @@ def train(
             fault = health.take(done, result)
         run_log.worked(done, works)
         saver.settle(list(states))
-        last = done == steps
-        owed = owed or is_due(done, run.checkpoint.every)
+        last, owed = done == steps, owed or is_due(done, run.checkpoint.every)
         unevaluated = fault is None and held_out.due(done)
         if unevaluated and not stopping:
             stopping, unevaluated = held_out.evaluate(done)
@@ -107,8 +110,15 @@ def train(
             step, owed = health.go_back(fault, run_log, saver, engine.comm), False
             continue
         if stopping and (unevaluated or not last):
-            raise stopped(stopping, f"after step {done} of {steps}")
+            raise stopped(stopping, stopped_at(done, steps))
         step = done
+
+
+def _exchange(engine: Engine, stop: StopRequest, saver: Saver, trained: bool) -> tuple[Any, ...]:
+    """What the ranks tell each other once a step: reasons to stop, memory, states of the save, seconds."""
+    busy = engine.busy_s() if trained else 0.0
+    votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
+    return tuple(zip(*votes, strict=True))
 
 
 def _compares(plan: Plan, step: int, owed: bool) -> bool:
@@ -131,7 +141,7 @@ def heed(stop: StopRequest, comm: Comm) -> None:
     """Ends a run whose first step has not begun: there is nothing to save, and opening can take minutes."""
     asked = agreed(comm.gather(stop.asked))
     if asked:
-        raise stopped(asked, "before a step was made")
+        raise stopped(asked, stopped_at(0, 0))
 
 
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
@@ -166,6 +176,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
     warn(lock_warnings(), comm.rank)
+    warn(advice(job.plan, job.batches), comm.rank)
     step, steps = found.step if found else 0, job.plan.schedule.steps
     missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
     evaluate_first = bool(comm.broadcast(missing))
@@ -294,12 +305,12 @@ def work(
         load(found)
     start = found.step if found else 0
     rules = plan.run.checkpoint
-    strict = rules.on_failure == "stop"
-    tell, sync = run_log.save_ended, run_log.sync
-    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
+    strict, tell = rules.on_failure == "stop", run_log.save_ended
+    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=run_log.sync)
     history: Any = comm.broadcast(run_log.history())
     run_log.hosts = comm.gather(socket.gethostname())
     health = Health(plan.run.health, history, partial(checkpoint.newest, job.folder.path, comm=comm), load)
+    engine.leaves_step = StopWithinStep(comm, stop)
     try:
         heed(stop, comm)
         rows = job.evaluation

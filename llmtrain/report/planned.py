@@ -14,6 +14,7 @@ from llmtrain.config.load import load_run
 from llmtrain.config.schema import ModelSection, RunConfig
 from llmtrain.data.batches import Batches
 from llmtrain.errors import ConfigError, DataError, Problem
+from llmtrain.plan.advice import advice
 from llmtrain.plan.begun import has_begun
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
@@ -88,6 +89,7 @@ class Planned:
     shares: tuple[SourceShare, ...]
     packed: str  # what the packing makes of the data, in words
     unknown: tuple[str, ...]  # sentences: what could not be worked out, and why
+    warnings: tuple[str, ...] = ()  # sentences: what is hardly meant
 
     @property
     def tokens(self) -> int:
@@ -132,6 +134,7 @@ class Planned:
             "deepspeed": plan.deepspeed,
             "origins": dict(plan.origins),
             "unknown": list(self.unknown),
+            "warnings": list(self.warnings),
         }
         return json.dumps(content, indent=2)
 
@@ -163,6 +166,7 @@ class Planned:
             for index, line in enumerate(text.splitlines()):
                 lines.append(f"{name if index == 0 else '':<9}{line}")
         lines += [f"{'unknown':<9}{sentence}" for sentence in self.unknown]
+        lines += [f"{'WARNING':<9}{sentence}" for sentence in self.warnings]
         more = self._origins() if origins else ["(every value and where it came from: --origins)"]
         return "\n".join([*lines, "", *more])
 
@@ -261,7 +265,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None
     shares = _shares(plan, batches) if batches else ()
-    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), tuple(unknown))
+    warnings = tuple(advice(plan, batches))
+    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), tuple(unknown), warnings)
 
 
 def _device(name: str) -> tuple[str, int | None]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import InputError
 from llmtrain.report.run_folder import PRIVATE_FOLDER
-from llmtrain.stopping import agreed, stopped
+from llmtrain.stopping import agreed, stopped, stopped_at
 
 if TYPE_CHECKING:
     from llmtrain.engine.seam import Comm
@@ -54,7 +54,7 @@ def sole_start(
             if failure:
                 raise InputError(failure)
             if why := agreed(vote for _, vote in votes):
-                raise stopped(why, "before a step was made")
+                raise stopped(why, stopped_at(0, 0))
             if not waits:
                 break
             time.sleep(_POLL_S)

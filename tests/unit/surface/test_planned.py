@@ -119,3 +119,18 @@ def test_a_mixture_says_shares_epochs_and_repetitions_at_the_end_of_the_run(
     assert found[1]["epochs"] > found[0]["epochs"] > 0
     with pytest.raises(ConfigError, match=r"data.train.0.tokens = 768.0 \(command line\).*leaves nothing"):
         planned(path, ["data.train.0.tokens=768"], 1, "cpu")
+
+
+def test_a_batch_that_is_hardly_meant_is_warned_of(tmp_path: Path, own_dataset: Path) -> None:
+    path = str(write_run(tmp_path, own_dataset))
+    assert planned(path, [], 1, "cpu").warnings == ()
+    report = planned(path, ["batch.rows=4194304"], 1, "cpu")
+    large, many, repeated = report.warnings
+    rows = "batch.rows = 4,194,304 (command line)"
+    assert large.startswith(f"{rows} makes steps of 134,217,728 tokens, more than any published model")
+    assert many == f"{rows}: each rank makes 32,768 micro-batches of 128 before the weights move once"
+    assert repeated.startswith(f"{rows}, and all data together has ")
+    assert report.as_text().count("\nWARNING  ") == 3
+    changes = ["batch.rows=4194304", "parallel.pipeline=2", "deepspeed=pipeline"]
+    told = planned(path, changes, 2, "cpu").warnings[1]
+    assert told.endswith("once; in a pipeline a stop request waits for all of them")
