@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from whole_runs import Lab, ledger
-from worlds import Worlds
+from rows_of_state import differs
+from whole_runs import DROPOUT, Lab, committed, ledger
+from worlds import RankFailedError, Worlds
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,20 @@ def test_input_that_is_found_wrong_late_leaves_no_run_folder(lab: Lab) -> None:
     said = lab.forked(run, 2)
     assert "ended with 2" in said and "data.mask_documents = True" in said and "goodput" not in said, said
     assert not (run.parent / "run").exists()
+
+
+def test_a_stop_leaves_the_step_it_comes_in_and_the_run_ends_as_if_it_had_not(lab: Lab) -> None:
+    changes = {
+        "deepspeed": "zero3",
+        "batch": {"rows": 8, "micro": 1},
+        "schedule": {"steps": 3},
+        "model": {"config": DROPOUT},
+        "data": {"train": [{"path": str(lab.dataset)}], "seq_len": 32},
+    }
+    golden, run = lab.golden(**changes), lab.run(**changes)
+    fault = {"rank": 1, "place": "forward", "step": 2, "kind": "ask", "mark": str(run.parent / "struck")}
+    with pytest.raises(RankFailedError, match="ended with 75") as caught:
+        lab.worlds.run("faults/rank_faulty.py:train_asking", 2, fault=fault, arguments=[str(run)])
+    assert "stopped on request (SIGTERM) after step 1 of 3" in str(caught.value), "not after step 2"
+    assert committed(run) == [1]
+    assert not lab.forked(run) and not differs(run, golden)
