@@ -86,7 +86,9 @@ def duration(seconds: float) -> str:
 
 
 def gibibytes(count: float) -> str:
-    """`1.5 GiB`."""
+    """`1.50 GiB`, and in MiB what would round to little or nothing."""
+    if 0 < count < 2**30 / 10:
+        return f"{count / 2**20:.1f} MiB"
     return f"{count / 2**30:.2f} GiB"
 
 

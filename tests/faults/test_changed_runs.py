@@ -65,11 +65,13 @@ def ledger_lines(run: Path, start: int) -> list[str]:
 
 def test_input_that_is_found_wrong_late_leaves_no_run_folder(lab: Lab) -> None:
     model = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32}
-    run = lab.run(model={"config": {**model, "num_hidden_layers": 2, "num_attention_heads": 2}})
+    model |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    run = lab.run(model={"config": model}, batch={"rows": 8192})
     assert lab.worlds.run("faults/rank_faulty.py:train", 1, fault={}, arguments=[str(run)]) == [2]
     assert not (run.parent / "run").exists()
     said = lab.forked(run, 2)
     assert "ended with 2" in said and "data.mask_documents = True" in said and "goodput" not in said, said
+    assert "warning: batch.rows = 8,192" in said and "each step repeats rows" in said, "said at the start"
     assert not (run.parent / "run").exists()
 
 
