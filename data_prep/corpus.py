@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.chat.settings import FIELDS, SamplesSection
 from data_prep.readers.columns import IfThere
 from data_prep.steps.registry import StepSection
-from llmtrain.config.schema import Number, Section
+from llmtrain.config.schema import Number, PathText, Section
 from llmtrain.data.manifest import Kind
 from llmtrain.errors import nearest
 
@@ -134,7 +134,7 @@ class TokenizerSection(Section):
     train: Literal["bpe"] | None = None
     vocab_size: int = Field(default=32000, ge=300)
     sample_bytes: int = Field(default=10_000_000, ge=1000)
-    source: str | None = None
+    source: PathText | None = None
     revision: str | None = None
     eos: str | None = None  # default: what the tokenizer itself names, or <|endoftext|> when trained here
     bos: str | None = None  # for prepend_bos; default: what the tokenizer itself names

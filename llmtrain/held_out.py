@@ -15,7 +15,7 @@ from llmtrain.plan.plan import Plan
 from llmtrain.plan.schedule import is_due
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.run_log import RunLog
-from llmtrain.stopping import StopRequest, agreed, stopped
+from llmtrain.stopping import StopRequest, agreed, stopped, stopped_at
 
 if TYPE_CHECKING:
     from llmtrain.engine.seam import Engine
@@ -58,7 +58,7 @@ class HeldOut:
         stopping, abandoned = self.evaluate(step) if self.due(step) else ("", False)
         if abandoned:
             steps = self._plan.schedule.steps
-            raise stopped(stopping, f"after step {step} of {steps}" if step else "before a step was made")
+            raise stopped(stopping, stopped_at(step, steps))
 
 
 def evaluation_missing(plan: Plan, rows: PackedRows | None, metrics: Path, step: int) -> bool:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.config.load import load_run
 from llmtrain.config.world import World
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
 from llmtrain.errors import CheckpointError, EngineError
+from llmtrain.launch import likely_device
+from llmtrain.plan.begun import another_run, begun, differences, has_begun
 from llmtrain.plan.compute import flops_per_token, peak_flops
 from llmtrain.plan.model_shape import shape_of
 from llmtrain.plan.plan import Plan, make_plan
-from llmtrain.plan.prepared import PreparedRun, has_begun, prepare
+from llmtrain.plan.prepared import PreparedRun, prepare
 from llmtrain.report.environment import device_name, source_digest, versions
 from llmtrain.report.run_folder import RunFolder, resolved_yaml
 from llmtrain.report.run_log import Speed
@@ -81,6 +82,7 @@ class Job:
             run_yaml=resolved_yaml(run, {}),
             tokenizer_folder=self.batches.tokenizer_folder,
             optimizer=run.optimizer.type,
+            another=run.another,
             probe=probe,
             generation=self.generation,
             data={
@@ -99,28 +101,72 @@ class Job:
         return Speed(flops, peak_flops(device_name(self.plan.device), self.plan.run.precision))
 
 
-def open_job(path: str, overrides: Sequence[str], world: World) -> Job:
-    """The job of this rank. Raises ConfigError or DataError; writes nothing."""
-    load_run(path, overrides)  # bad input is answered before torch costs its seconds
+def check_input(
+    path: str, overrides: Sequence[str], ranks: int, device: str, resume: str = ""
+) -> PreparedRun:
+    """The run of a start, as far as its input can be judged without the seconds that torch takes.
+
+    `resume` is how it may go on (see `find_checkpoint`); empty: it is no start. Raises InputError; writes
+    nothing.
+    """
+    prepared = prepare(path, overrides, ranks, device)
+    check_installed(prepared.plan)
+    if resume:
+        _check_resume(prepared, resume)
+    return prepared
+
+
+def _check_resume(prepared: PreparedRun, resume: str) -> None:
+    """Raises CheckpointError when the run in the folder can't go on as this one, the model aside."""
+    plan, batches = prepared.plan, prepared.batches
+    run, folder = plan.run, Path(plan.run.folder)
+    if resume == "must" and not has_begun(folder):
+        raise _none_to_go_on_from(folder)
+    there = begun(folder)
+    if there is None:
+        return
+    if resume == "never":
+        raise _there_already(folder, there.step)
+    ours = {
+        "dataset": batches.fingerprint,
+        "vocab_size": batches.vocab_size,
+        "seq_len": run.data.seq_len,
+        "rows": plan.batch.rows,
+        "seed": run.seed,
+        "optimizer": run.optimizer.type,
+        "precision": run.precision,
+    }
+    lines = differences(there.identity, ours)
+    if lines:
+        raise another_run(there.path, lines, run.another)
+
+
+def open_job(path: str, overrides: Sequence[str], world: World, resume: str = "") -> Job:
+    """The job of this rank. Raises InputError; writes nothing."""
+    prepared = check_input(path, overrides, world.size, likely_device(), resume)
     from llmtrain.engine import detect_device
     from llmtrain.model.build import hf_config
     from llmtrain.model.generation import settings_of_run
     from llmtrain.model.lengths import take_length
 
-    device = detect_device()
-    prepared: PreparedRun = prepare(path, overrides, world.size, device)
-    plan, batches = prepared.plan, prepared.batches
-    check_installed(plan)
+    plan, batches, device = prepared.plan, prepared.batches, detect_device()
     config = hf_config(plan.run.model, batches.vocab_size, batches.eos_id)
     note = take_length(config, plan.run.data.seq_len)
+    memory = shape = None
     if device == "cuda":
         import torch
 
         memory = torch.cuda.get_device_properties(world.local_rank % torch.cuda.device_count()).total_memory
         shape = shape_of(config.get_text_config())
-        begun = has_begun(prepared.loaded)
+    if device != plan.device or memory is not None:
         plan = make_plan(
-            prepared.loaded, world.size, device, device_memory=memory, shape=shape, goes_on=begun
+            prepared.loaded,
+            world.size,
+            device,
+            device_memory=memory,
+            shape=shape,
+            goes_on=has_begun(plan.run.folder),
+            epoch_rows=batches.rows_per_epoch,
         )
     generation = settings_of_run(plan.run.model, config, batches.datasets)
     return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation, note)
@@ -163,10 +209,18 @@ def find_checkpoint(folder: RunFolder, resume: str, comm: Comm) -> tuple[Checkpo
     rejected: list[tuple[Path, str]] = []
     found = newest(folder.path, lambda path, why: rejected.append((path, why)), comm)
     if resume == "must" and found is None:
-        raise CheckpointError(f"--resume must: {folder.path} has no checkpoint to go on from")
+        raise _none_to_go_on_from(folder.path)
     if resume == "never" and found is not None:
-        raise CheckpointError(
-            f"--resume never: {folder.path} already holds step {found.step}; give another output_dir, "
-            "or remove that folder to start over"
-        )
+        raise _there_already(folder.path, found.step)
     return found, [passed_over(path, why, found) for path, why in rejected]
+
+
+def _none_to_go_on_from(folder: Path) -> CheckpointError:
+    return CheckpointError(f"--resume must: {folder} has no checkpoint to go on from")
+
+
+def _there_already(folder: Path, step: int) -> CheckpointError:
+    return CheckpointError(
+        f"--resume never: {folder} already holds step {step}; give another output_dir, "
+        "or remove that folder to start over"
+    )

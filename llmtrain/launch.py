@@ -253,9 +253,13 @@ def _copy(source: IO[bytes], log: Path) -> None:
 
 def last_error(log: Path, start: int = 0) -> str:
     """The last line of `log` beyond byte `start` that tells an error, else its last line."""
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 262_144))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 262_144))
+            said = file.read().decode(errors="replace")
+    except FileNotFoundError:  # a start whose input was wrong has taken it away
+        return ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "exception" in line.lower()]
     width = max(400, shutil.get_terminal_size().columns)
     return (errors or lines or [""])[-1][:width]
@@ -267,7 +271,8 @@ def likely_device() -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
     if build.endswith("+cpu") or visible == "":
         return "cpu"
-    present = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    doors = ("kfd", "dxg", "nvhost-gpu")  # of AMD, of Windows' Linux, of Jetson
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", door).exists() for door in doors)
     return "cuda" if present else "cpu"
 
 

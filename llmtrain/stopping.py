@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import StopRequested
+
+if TYPE_CHECKING:
+    from llmtrain.engine.seam import Comm
 
 STOP_FILE = "STOP"
 END_TIME = "SLURM_JOB_END_TIME"  # seconds since 1970; set by slurm 22.05 and later
@@ -123,9 +126,41 @@ class StopRequest:
         os._exit(StopRequested.exit_status)
 
 
+class StopWithinStep:
+    """Whether all ranks leave a long step between the same two of its micro-batches, for a stop request.
+
+    A step of few seconds asks nobody. Where a step takes longer, the ranks exchange their answers every
+    `EVERY_S` seconds or so: they count the time in micro-batches, at a pace that all of them were told.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self, comm: Comm, stop: StopRequest) -> None:
+        self._comm, self._stop = comm, stop
+        self._pace = self._next = 1  # micro-batches from one exchange to the next, the same on every rank
+        self._began = time.monotonic()
+
+    def __call__(self, micro_batches: int) -> bool:
+        """Asks when it is time to, after so many micro-batches of a step; every rank calls it with each."""
+        if not micro_batches:
+            self._began, self._next = time.monotonic(), self._pace
+        if micro_batches < max(1, self._next):
+            return False
+        votes: list[Any] = self._comm.gather([self._stop.reason, time.monotonic() - self._began])
+        slowest = max(seconds for _, seconds in votes) / micro_batches
+        self._pace = max(1, int(self.EVERY_S / max(slowest, 1e-6)))
+        self._next = micro_batches + self._pace
+        return bool(agreed(reason for reason, _ in votes))
+
+
 def agreed(reasons: Iterable[Any]) -> str:
     """The first rank's reason to stop that has one, or an empty string."""
     return next(filter(None, reasons), "")
+
+
+def stopped_at(step: int, steps: int) -> str:
+    """Where in a run it was stopped, in words."""
+    return f"after step {step} of {steps}" if step else "before a step was made"
 
 
 def stopped(why: str, when: str) -> StopRequested:

@@ -32,17 +32,20 @@ from llmtrain.data.packed import PackedRows
 from llmtrain.engine.build_locks import lock_warnings
 from llmtrain.engine.supervisors import end_restarts, follow_launchers
 from llmtrain.engine.watchdog import START_UP, Watchdog, watching
-from llmtrain.errors import EngineError, LlmtrainError, StopRequested
+from llmtrain.errors import EngineError, InputError, LlmtrainError, StopRequested
 from llmtrain.health import Fault, Health, PoisonedError
 from llmtrain.held_out import HeldOut, evaluation_missing
 from llmtrain.job import Job, check_agreement, find_checkpoint, open_job, reading_s
+from llmtrain.plan.advice import advice
 from llmtrain.plan.plan import Plan
 from llmtrain.plan.schedule import is_due
+from llmtrain.report.changes import Change, changes, schedule_change
 from llmtrain.report.environment import device_name, versions
+from llmtrain.report.ledger import starts_so_far
 from llmtrain.report.run_lock import WAIT_S, sole_start
 from llmtrain.report.run_log import RunLog
 from llmtrain.report.scores import text_bytes
-from llmtrain.stopping import StopRequest, agreed, stopped
+from llmtrain.stopping import StopRequest, StopWithinStep, agreed, stopped, stopped_at
 
 if TYPE_CHECKING:
     from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
@@ -81,12 +84,15 @@ def train(
         result = fault = None
         watch.enter("training", done)
         if not health.passes_over(done):
-            compare = _compares(plan, done, owed)
-            result = engine.train_step(batches.at(step), lr, step, health.most_loss, compare)
+            rows, compare = batches.at(step), _compares(plan, done, owed)
+            result = engine.train_step(rows, lr, step, health.most_loss, compare)
+            if result is None:  # left, for a stop that all ranks heard of
+                watch.enter("saving", step)
+                if step > start:  # where this start began is saved
+                    _save(saver, run_log, step, wait=True)
+                raise stopped(agreed(engine.comm.gather(stop.reason)), stopped_at(step, steps))
         seconds = time.perf_counter() - began
-        busy = engine.busy_s() if result is not None else 0.0
-        votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
-        stops, memories, states, works = zip(*votes, strict=True)
+        stops, memories, states, works = _exchange(engine, stop, saver, result is not None)
         stopping = agreed(stops)
         if result is None:
             run_log.passed_over(done)
@@ -95,8 +101,7 @@ def train(
             fault = health.take(done, result)
         run_log.worked(done, works)
         saver.settle(list(states))
-        last = done == steps
-        owed = owed or is_due(done, run.checkpoint.every)
+        last, owed = done == steps, owed or is_due(done, run.checkpoint.every)
         unevaluated = fault is None and held_out.due(done)
         if unevaluated and not stopping:
             stopping, unevaluated = held_out.evaluate(done)
@@ -108,8 +113,15 @@ def train(
             step, owed = health.go_back(fault, run_log, saver, engine.comm), False
             continue
         if stopping and (unevaluated or not last):
-            raise stopped(stopping, f"after step {done} of {steps}")
+            raise stopped(stopping, stopped_at(done, steps))
         step = done
+
+
+def _exchange(engine: Engine, stop: StopRequest, saver: Saver, trained: bool) -> tuple[Any, ...]:
+    """What the ranks tell each other once a step: reasons to stop, memory, states of the save, seconds."""
+    busy = engine.busy_s() if trained else 0.0
+    votes: list[Any] = engine.comm.gather([stop.reason, engine.memory_bytes(), saver.state(), busy])
+    return tuple(zip(*votes, strict=True))
 
 
 def _compares(plan: Plan, step: int, owed: bool) -> bool:
@@ -132,12 +144,12 @@ def heed(stop: StopRequest, comm: Comm) -> None:
     """Ends a run whose first step has not begun: there is nothing to save, and opening can take minutes."""
     asked = agreed(comm.gather(stop.asked))
     if asked:
-        raise stopped(asked, "before a step was made")
+        raise stopped(asked, stopped_at(0, 0))
 
 
 def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: StopRequest) -> None:
     """One rank's part of a run, from its file to its last checkpoint."""
-    job = open_job(path, overrides, world)
+    job = open_job(path, overrides, world, resume)
     from llmtrain.engine import start as join
 
     with watching(world, job.folder.logs, job.plan.run.health.hang_s) as watch:
@@ -145,8 +157,14 @@ def run(path: str, overrides: Sequence[str], resume: str, world: World, stop: St
         check_agreement(comm, job)
         heed(stop, comm)
         watch.enter(START_UP, 0, more_s=WAIT_S)
-        with sole_start(job.folder.path, comm, lambda: stop.asked):
-            _run_alone(job, comm, resume, stop, watch)
+        with sole_start(job.folder.path, comm, lambda: stop.asked, WAIT_S, job.plan.run.another):
+            new = job.folder.is_new
+            try:
+                _run_alone(job, comm, resume, stop, watch)
+            except InputError:
+                if new and comm.rank == 0:
+                    job.folder.discard()
+                raise
 
 
 def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watchdog) -> None:
@@ -160,6 +178,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     watch.enter(START_UP, 0, more_s=reading)
     warn(warnings, comm.rank)
     warn([*lock_warnings(), *shadow_warnings(job.world.launcher), *job.batches.notes], comm.rank)
+    warn(advice(job.plan, job.batches), comm.rank)
     step, steps = found.step if found else 0, job.plan.schedule.steps
     missing = comm.rank == 0 and evaluation_missing(job.plan, job.evaluation, job.folder.metrics, step)
     evaluate_first = bool(comm.broadcast(missing))
@@ -168,9 +187,7 @@ def _run_alone(job: Job, comm: Comm, resume: str, stop: StopRequest, watch: Watc
     if comm.rank == 0:
         stop.watch(job.folder.path)
     try:
-        if found is not None and not left:
-            run_log.note(f"nothing left to do: step {found.step} is in {found.path}")
-        else:
+        if left:
             work(job, comm, run_log, found, stop, watch, evaluate_first)
             cause = "finished"
     except StopRequested as request:
@@ -196,17 +213,19 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_
 
     `left`: there is something to do, so this start is one for the ledger.
     """
-    plan, batch = job.plan, job.plan.batch
+    plan = job.plan
     step, tokens = (found.step, found.manifest.tokens) if found else (0, 0)
     known = text_bytes(job.evaluation, job.batches.tokenizer_folder) if job.evaluation and writes else None
-    if writes:
-        job.folder.write(plan)
+    changed = changes(found.run_yaml, plan) if found else []
     about = {
         "topology": dict(job.topology),
         "launcher": job.world.launcher,
         "device": device_name(plan.device),
         "versions": versions(),
+        "changes": [change.record() for change in changed],
     }
+    if writes and left:
+        about["config"] = job.folder.write(plan, starts_so_far(job.folder.ledger) + 1, found is not None)
     run_log = RunLog(
         plan,
         job.folder,
@@ -219,14 +238,33 @@ def open_log(job: Job, writes: bool, found: Checkpoint | None, left: bool, last_
         last_hang=last_hang,
     )
     run_log.last_saved = found.path if found else None
+    _introduce(job, run_log, found, changed, left)
+    return run_log
+
+
+def _introduce(
+    job: Job, run_log: RunLog, found: Checkpoint | None, changed: Sequence[Change], left: bool
+) -> None:
+    """The lines with which a start begins: the run, where it goes on, and what is no longer as it was."""
+    plan, batch = job.plan, job.plan.batch
     rows = f"{batch.rows} rows × {plan.run.data.seq_len} tokens"
     where = f"{job.world.size} × {device_name(plan.device)} started by {job.world.launcher}"
     run_log.note(f"{plan.run.name}: {plan.schedule.steps:,} steps of {rows}, {batch.split}; {where}")
     if job.note:
         run_log.note(job.note)
-    if found is not None:
-        run_log.note(f"going on from {found.path}")
-    return run_log
+    if found is None:
+        return
+    run_log.note(
+        f"going on from {found.path}" if left else f"nothing left to do: step {found.step} is in {found.path}"
+    )
+    for change in changed:
+        run_log.note(change.told(left))
+    updates = int(found.scalars["updates"])
+    bent = schedule_change(found.run_yaml, plan, updates, job.batches.rows_per_epoch) if changed else ""
+    if bent and left:
+        run_log.note(bent)
+    if changed and not left:
+        run_log.note(f"more schedule.steps go on from there; {plan.run.another} starts another run")
 
 
 def work(
@@ -271,12 +309,12 @@ def work(
         load(found)
     start = found.step if found else 0
     rules = plan.run.checkpoint
-    strict = rules.on_failure == "stop"
-    tell, sync = run_log.save_ended, run_log.sync
-    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
+    strict, tell = rules.on_failure == "stop", run_log.save_ended
+    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=run_log.sync)
     history: Any = comm.broadcast(run_log.history())
     run_log.hosts = comm.gather(socket.gethostname())
     health = Health(plan.run.health, history, partial(checkpoint.newest, job.folder.path, comm=comm), load)
+    engine.leaves_step = StopWithinStep(comm, stop)
     try:
         heed(stop, comm)
         rows = job.evaluation

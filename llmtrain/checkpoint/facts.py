@@ -12,7 +12,7 @@ from typing import Any
 from llmtrain.checkpoint.manifest import Identity, Topology
 from llmtrain.checkpoint.probe import Probe
 from llmtrain.data.tokenizer_files import tokenizer_files
-from llmtrain.errors import CheckpointError
+from llmtrain.plan.begun import ADVICE, another_run, differences
 
 # What a model's config holds besides the model: how it is run, who wrote the file.
 _NOT_THE_MODEL = frozenset(
@@ -52,6 +52,7 @@ class CheckpointFacts:
     run_yaml: str
     tokenizer_folder: Path | None = None
     optimizer: str = "adamw"
+    another: str = "name=other"  # what starts another run beside this one
     probe: Probe | Mapping[str, Any] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -110,42 +111,14 @@ def tokenizer_hash(folder: Path | None) -> str:
     return digest.hexdigest() if files else ""
 
 
-_ADVICE = {
-    "dataset": "the datasets, their order, their shares, data.packing or data.mask_documents differ, or the "
-    "length of a run whose phases or token budgets depend on it; a run goes on with the rows it began with: "
-    "for others start a new run with model.source set to an export of this one",
-    "tokenizer": "use the tokenizer the run began with, or start a new run from an export of this checkpoint",
-    "vocab_size": "use the tokenizer and model the run began with, or start a new run",
-    "model": "use the model the run began with, or a new output_dir for the new model",
-    "seq_len": "keep data.seq_len, or start a new run with model.source set to an export of this checkpoint",
-    "rows": "keep batch.rows, which decides the rows of each step, or start a new run from an export",
-    "seed": "keep the seed, which decides the order of the data, or start a new run from an export",
-    "optimizer": "keep optimizer.type, whose state is saved, or start a new run from an export",
-    "precision": "keep precision, or start a new run with model.source set to an export of this checkpoint",
-}
-
-
 def check_matches(where: Path, saved: Identity, config: Mapping[str, Any], facts: CheckpointFacts) -> None:
     """Raises one CheckpointError that names every field in which the run is not the one that was saved."""
-    ours = facts.identity
-    lines = []
-    for name, advice in _ADVICE.items():
-        before, now = getattr(saved, name), getattr(ours, name)
-        if name == "model":
-            differences = _config_differences(config, facts.config)
-            if differences:
-                lines.append(f"model ({', '.join(differences)}): {advice}")
-        elif name == "dataset" and (saved.seed, saved.seq_len) != (ours.seed, ours.seq_len):
-            continue  # the fingerprint covers those two, so it tells nothing of its own now
-        elif before != now:
-            lines.append(f"{name} (saved {_short(before)}, now {_short(now)}): {advice}")
+    lines = differences(saved.model_dump(), facts.identity.model_dump())
+    changed = _config_differences(config, facts.config)
+    if changed:
+        lines.append(f"model ({', '.join(changed)}): {ADVICE['model']}")
     if lines:
-        raise CheckpointError(f"{where} belongs to another run:\n  " + "\n  ".join(lines))
-
-
-def _short(value: object) -> str:
-    text = str(value) or "none"
-    return text if len(text) <= 24 else text[:12] + "…"
+        raise another_run(where, lines, facts.another)
 
 
 def _config_differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

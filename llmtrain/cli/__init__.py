@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,11 +18,24 @@ from llmtrain import __version__
 from llmtrain.cli.checkpoint import checkpoint_verb
 from llmtrain.cli.data import data_verb
 from llmtrain.cli.init import init_verb
-from llmtrain.cli.options import Actions, Verb, add_verb, at_least
+from llmtrain.cli.options import Actions, Parser, Verb, add_verb, at_least
+from llmtrain.config.foreign_names import pointer
 from llmtrain.config.home import settle_home
 from llmtrain.config.secrets import redact
 from llmtrain.config.streams import steady_streams
-from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
+from llmtrain.errors import ConfigError, InputError, LlmtrainError, Problem, StopRequested
+
+NEXT = """\
+llmtrain: a folder of text becomes a model on the Hub, on any number of GPUs, from one file.
+
+  llmtrain doctor                     can this machine train?
+  llmtrain demo                       a first model from Python's own library, in minutes on a CPU
+  llmtrain data build CORPUS.yaml     text to a dataset folder
+  llmtrain plan RUN.yaml              what a run will be, before it is started
+  llmtrain train RUN.yaml             train it; --ranks N for N GPUs
+  llmtrain generate RUN "a prompt"    what it has learnt; then: eval, export
+
+Every verb and its options: llmtrain --help, llmtrain VERB --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     steady_streams()
     settle_home()
     sys.excepthook = _without_secrets
-    arguments = _arguments(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        print(NEXT)
+        return 0
+    arguments = _arguments(words)
     verb: Verb = arguments.verb
     try:
         return verb(arguments)
@@ -54,21 +72,24 @@ def _without_secrets(kind: type[BaseException], error: BaseException, trace: Tra
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parses; `key=value` may stand anywhere after the file, between options too."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if not word.startswith("-") and "=" in word]
     strange = [word for word in rest if word not in overrides]
-    if strange or (overrides and not hasattr(arguments, "overrides")):
-        parser.error(f"unknown: {' '.join(strange or overrides)} (see llmtrain --help)")
+    takes = hasattr(arguments, "overrides")
+    if strange or (overrides and not takes):
+        names = [pointer(word.lstrip("-").partition("=")[0]) if takes else "" for word in strange]
+        told = [f"{word} ({hint})" if hint else word for word, hint in zip(strange, names, strict=True)]
+        parser.error(f"unknown: {' '.join(told or overrides)} (see llmtrain --help)")
     if overrides:
         arguments.overrides = [*arguments.overrides, *overrides]
     return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="llmtrain",
         description="A folder of text becomes a model on the Hub, on any number of GPUs, from one file.",
         epilog="Exit status: 0 done; 2 wrong input; 75 stopped on request, resumable; 1 anything else.",
@@ -108,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(plan)
     plan.add_argument("--ranks", type=int, default=1, metavar="N")
     plan.add_argument("--device", metavar="NAME", help="cpu, or a GPU such as h200 (default: this machine's)")
+    plan.add_argument("--origins", action="store_true", help="also every value and where it came from")
     plan.add_argument("--json", action="store_true", help="print JSON")
     report = add_verb(
         verbs, "report", _report, "what a run's time went into: goodput, restarts, rollbacks, skips"
@@ -160,7 +182,6 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from llmtrain.config.world import world_from_environment
     from llmtrain.launch import launch, likely_device
-    from llmtrain.plan.prepared import prepare
 
     steady_streams(stdout=True)
     world = world_from_environment(os.environ)
@@ -177,12 +198,20 @@ def _train(arguments: argparse.Namespace) -> int:
         from llmtrain.train import main as train_rank
 
         return train_rank(command)
-    prepared = prepare(arguments.run, arguments.overrides, ranks, likely_device())
+    from llmtrain.job import check_input
     from llmtrain.report.run_folder import RunFolder
-    from llmtrain.report.tensorboard import check_installed
 
-    check_installed(prepared.plan)
-    return launch(command, ranks, RunFolder(prepared.plan.run.folder).logs)
+    run, device, resume = arguments.run, likely_device(), arguments.resume
+    prepared = check_input(run, arguments.overrides, ranks, device, resume)
+    folder = RunFolder(prepared.plan.run.folder)
+    was_there = folder.path.exists()
+    status = launch(command, ranks, folder.logs)
+    if status == InputError.exit_status and folder.is_new:  # found late, by a rank
+        folder.discard()
+        with suppress(OSError):  # another start waits there, or something else stands in it
+            if not was_there:
+                folder.path.rmdir()
+    return status
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -238,7 +267,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     at_least(1, {"--ranks": arguments.ranks})
     report = planned(arguments.run, arguments.overrides, arguments.ranks, arguments.device or likely_device())
-    print(report.as_json() if arguments.json else report.as_text())
+    print(report.as_json() if arguments.json else report.as_text(arguments.origins))
     return 0
 
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
+from typing import NoReturn
 
-from llmtrain.errors import ConfigError, Problem
+from llmtrain.errors import ConfigError, Problem, nearest
 
 Verb = Callable[[argparse.Namespace], int]
 Actions = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a word it does not know with the nearest one it does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with status 2 and the usage."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        hint = nearest(found[1], [word.strip("' ") for word in found[2].split(",")]) if found else ""
+        super().error(f"unknown: '{found[1]}'; {hint}" if found and hint else message)
 
 
 def add_verb(

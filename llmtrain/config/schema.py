@@ -6,9 +6,10 @@ Numbers carry their unit in the name or here: rows are packed sequences of `seq_
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from llmtrain.errors import nearest
 
@@ -23,6 +24,8 @@ def _number_from_text(value: Any) -> Any:
     return value
 
 
+# A path, or what may be one: `~` means the home folder, as a shell has it; no name on the Hub begins with it.
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Number = Annotated[float, BeforeValidator(_number_from_text)]
 PackingName = Literal["concat", "best_fit", "best_fit_crop"]  # what each is: `llmtrain.data.packing`
 TooLong = Literal["refuse", "drop", "truncate_left"]  # what becomes of it: `llmtrain.data.too_long`
@@ -37,9 +40,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model: `source` (a Hub id or folder with weights) or `config` (a new one), never both."""
 
-    source: str | None = None
+    source: PathText | None = None
     config: dict[str, Any] | None = None
-    tokenizer: str | None = None  # default: the dataset's own, or that of `source`
+    tokenizer: PathText | None = None  # default: the dataset's own, or that of `source`
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelSection:
@@ -51,7 +54,7 @@ class ModelSection(Section):
 class DataSource(Section):
     """One dataset folder and its share in the mixture."""
 
-    path: str
+    path: PathText
     split: str = "train"
     weight: Number = Field(default=1.0, gt=0)
 
@@ -132,18 +135,26 @@ class BatchSection(Section):
 
 
 class ScheduleSection(Section):
-    """How long, and the learning rate's shape. `warmup` below 1 is a share of the steps."""
+    """How long, and the learning rate's shape. `warmup` below 1 is a share of the steps.
+
+    The length is a number of steps, or the steps that see at least so many tokens, or at least so many
+    `epochs`: passes over the rows of all training sources together.
+    """
 
     steps: int | None = Field(default=None, ge=1)
     tokens: Number | None = Field(default=None, gt=0)
+    epochs: Number | None = Field(default=None, gt=0)
     warmup: Number = Field(default=0.02, ge=0)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Number = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_of(self) -> ScheduleSection:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError("give exactly one of schedule.steps and schedule.tokens")
+        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            fix = "give exactly one of schedule.steps, schedule.tokens and schedule.epochs"
+            out = " or ".join(f"schedule.{name}=null" for name in given)
+            raise ValueError(f"{fix} ({out} takes one out)" if given else fix)
         return self
 
 
@@ -212,7 +223,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=1234, ge=0)
-    output_dir: str | None = None  # default: runs/NAME
+    output_dir: PathText | None = None  # default: runs/NAME
     model: ModelSection
     data: DataSection
     batch: BatchSection = BatchSection()
@@ -220,7 +231,7 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     parallel: ParallelSection = ParallelSection()
-    deepspeed: str = "zero1"  # a name in ds_configs/ or a path to a DeepSpeed JSON file
+    deepspeed: PathText = "zero1"  # a name in ds_configs/ or a path to a DeepSpeed JSON file
     kernels: Literal["auto", "reference", "fused"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     checkpoint: CheckpointSection = CheckpointSection()
@@ -232,3 +243,8 @@ class RunConfig(Section):
     def folder(self) -> str:
         """The run folder."""
         return self.output_dir or f"runs/{self.name}"
+
+    @property
+    def another(self) -> str:
+        """What starts another run with these settings beside this one, as the command line takes it."""
+        return "name=other" if self.output_dir is None else "output_dir=other"

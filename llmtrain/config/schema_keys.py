@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from llmtrain.config.foreign_names import pointer
+from llmtrain.config.schema import RunConfig
 from llmtrain.config.yaml_lines import KeyPath, dotted
 from llmtrain.errors import Problem, nearest
 
@@ -70,7 +72,8 @@ def unknown_key(path: KeyPath, model_class: type[BaseModel], value: Any, origin:
             continue
         section = section_at(path[: end - 1], model_class)
         known = list(section.model_fields) if section else []
-        hint = nearest(path[end - 1], known)
+        hint = pointer(path[end - 1]) if model_class is RunConfig else ""
+        hint = hint or nearest(path[end - 1], known)
         if not hint:
             places = _elsewhere(path[end - 1], model_class)
             hint = f"did you mean '{places[0]}'?" if len(places) == 1 else f"known: {', '.join(known)}"

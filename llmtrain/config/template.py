@@ -51,8 +51,8 @@ def known_templates() -> list[str]:
 
 def _find(name_or_path: str) -> Path:
     is_path = name_or_path.endswith(".json") or "/" in name_or_path
-    if is_path and Path(name_or_path).is_file():
-        return Path(name_or_path)
+    if is_path and Path(name_or_path).expanduser().is_file():
+        return Path(name_or_path).expanduser()
     found = named(name_or_path, "ds_configs", ".json")
     if found is not None:
         return found

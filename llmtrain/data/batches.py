@@ -172,6 +172,11 @@ class Batches:
         return 1 - sum(each.tokens for each in self.packings) / self.tokens_per_epoch
 
 
+def rows_per_epoch(data: DataSection) -> int:
+    """Rows of all training sources together, each once. Raises DataError as `Batches` does."""
+    return sum(each.rows for each in _open_all(data.train, data.seq_len, data.mask_documents, data.packing))
+
+
 def held_out(
     sources: Sequence[DataSource],
     seq_len: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,7 @@ class DeepSpeedEngineBase:
 
     def __init__(self, plan: Plan, stage: StageModel, deepspeed_engine: Any, comm: TorchComm, dp_rank: int):
         self.plan = plan
+        self.leaves_step: Callable[[int], bool] = lambda micro_batches: False
         self.comm = comm
         self.stage = stage
         self.deepspeed = deepspeed_engine

@@ -93,6 +93,9 @@ class Comm(Protocol):
 class Engine(Protocol):
     """A model, its optimizer and its ranks."""
 
+    # Asked after each micro-batch of a step with how many are done, by every rank: whether to leave the step.
+    leaves_step: Callable[[int], bool]
+
     @property
     def comm(self) -> Comm:
         """The line to the other ranks."""
@@ -103,8 +106,11 @@ class Engine(Protocol):
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
-    ) -> StepResult:
+    ) -> StepResult | None:
         """One optimizer step over all rows; the loss is the mean over all their valid tokens.
+
+        None when `leaves_step` said so: no weight and no moment was touched, and no other step may follow.
+        A pipeline does not ask: its micro-batches are under way in all stages at once.
 
         `step` decides what dropout draws. With a loss above `most_loss` no weight is touched. `compare`
         raises EngineError, naming the rank, when weights that several ranks hold differ (ZeRO-3: none are).

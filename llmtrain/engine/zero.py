@@ -29,7 +29,7 @@ class ZeroEngine(DeepSpeedEngineBase):
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
-    ) -> StepResult:
+    ) -> StepResult | None:
         """See `Engine.train_step`."""
         batch = self.plan.batch
         assert rows.count == batch.rows, f"{rows.count} rows in a step of {batch.rows}"
@@ -44,6 +44,8 @@ class ZeroEngine(DeepSpeedEngineBase):
         total = torch.zeros((), device=self.device)
         withheld = False
         for index in range(batch.accumulation):
+            if self.leaves_step(index):
+                return None
             with self._busy.working():
                 inputs = micro_batch(rows, first + index * batch.micro, batch.micro, self.device)
                 loss_sum = engine(*inputs)

@@ -23,7 +23,7 @@ from llmtrain.plan.memory import rows_that_fit
 from llmtrain.plan.model_rules import model_problems
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.rules import batch_problem, buffer_problems, strategy_problems
-from llmtrain.plan.schedule import Schedule, steps_for_tokens, warmup_steps
+from llmtrain.plan.schedule import Schedule, schedule_of, steps_of, warmup_steps
 from llmtrain.plan.topology import Topology
 
 
@@ -53,13 +53,14 @@ def make_plan(
     device_memory: int | None = None,
     shape: ModelShape | None = None,
     goes_on: bool = False,
+    epoch_rows: int | None = None,
 ) -> Plan:
     """Plans a run on `world` ranks of `device` ("cpu" or "cuda").
 
     device_memory: bytes of one device, and shape: the model's sizes (default: what model.config says); with
     both known, `batch.micro: auto` keeps within memory; goes_on: the run may have begun in another world, so
-    rows that these ranks can't share evenly are no mistake, as under torchrun's restarts. Raises ConfigError
-    with every problem.
+    rows that these ranks can't share evenly are no mistake, as under torchrun's restarts; epoch_rows: rows
+    of all training data, which schedule.epochs needs. Raises ConfigError with every problem.
     """
     assert device in ("cpu", "cuda"), f"no device {device!r}"
     template, problems = choose_template(loaded, environ)
@@ -85,7 +86,7 @@ def make_plan(
         )
     goes_on = goes_on or may_restart(environ)
     batch, loaded = _batch(loaded, template, topology, device, most_rows, goes_on, problems)
-    schedule = _schedule(loaded, template, problems)
+    schedule = _schedule(loaded, template, epoch_rows, problems)
     if problems or batch is None or schedule is None:
         raise ConfigError(problems)
     run = loaded.config
@@ -147,16 +148,16 @@ def _batch(
     return batch, loaded
 
 
-def _schedule(loaded: LoadedRun, template: Template, problems: list[Problem]) -> Schedule | None:
+def _schedule(
+    loaded: LoadedRun, template: Template, epoch_rows: int | None, problems: list[Problem]
+) -> Schedule | None:
     run, asked = loaded.config, loaded.config.schedule
-    steps = asked.steps
-    if steps is None:
-        assert asked.tokens is not None, "the schema lets steps or tokens be given"
-        steps = steps_for_tokens(asked.tokens, run.batch.rows, run.data.seq_len)
+    steps = steps_of(run, epoch_rows)
     key = "scheduler.params.total_num_steps"
     total = template.said(key)
     if total is not None and total != steps:
-        field = "schedule.steps" if asked.steps is not None else "schedule.tokens"
+        given = next(name for name in ("steps", "tokens", "epochs") if getattr(asked, name) is not None)
+        field = f"schedule.{given}"
         fix = f'{field} ({loaded.origin(field)}) makes it {steps} steps; write "auto" here'
         problems.append(Problem(key, total, template.origin(key), fix))
     origin = loaded.origin("schedule.warmup")
@@ -164,13 +165,11 @@ def _schedule(loaded: LoadedRun, template: Template, problems: list[Problem]) ->
         fix = "from 1 on it counts steps and must be whole; below 1 it is a share of the steps"
         problems.append(Problem("schedule.warmup", asked.warmup, origin, fix))
         return None
-    warmup = warmup_steps(asked.warmup, steps)
-    if warmup > steps:
+    if warmup_steps(asked.warmup, steps) > steps:
         fix = f"the run has {steps} steps; warm up for fewer, or give a share below 1"
         problems.append(Problem("schedule.warmup", asked.warmup, origin, fix))
         return None
-    peak = run.optimizer.lr
-    return Schedule(steps, warmup, asked.decay, peak, peak * asked.min_lr_ratio)
+    return schedule_of(run, steps)
 
 
 # Keys of the DeepSpeed dict that the run decides, and the field that does.

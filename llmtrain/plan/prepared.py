@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.config.load import LoadedRun, load_run
-from llmtrain.data.batches import Batches, held_out
+from llmtrain.data.batches import Batches, held_out, rows_per_epoch
 from llmtrain.data.packed import PackedRows
 from llmtrain.data.vocabulary import TOKENIZER_JSON, token_numbers
 from llmtrain.errors import ConfigError, DataError
+from llmtrain.plan.begun import has_begun
 from llmtrain.plan.model_place import check_places
 from llmtrain.plan.model_rules import id_problems
 from llmtrain.plan.plan import Plan, make_plan
@@ -30,7 +31,8 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     """Reads the run, plans it and opens its data. Raises ConfigError or DataError; writes nothing."""
     loaded = load_run(path, overrides)
     check_places(loaded)
-    plan = make_plan(loaded, ranks, device, goes_on=has_begun(loaded))
+    begun, rows = has_begun(loaded.config.folder), epoch_rows(loaded)
+    plan = make_plan(loaded, ranks, device, goes_on=begun, epoch_rows=rows)
     data = plan.run.data
     batches = Batches.of_run(data, plan.batch.rows, plan.run.seed, plan.schedule.steps, plan.origins)
     wrong = id_problems(loaded, batches.vocab_size)
@@ -50,9 +52,20 @@ def prepare(path: str | Path, overrides: Sequence[str], ranks: int, device: str)
     return PreparedRun(loaded, plan, batches, evaluation)
 
 
-def has_begun(loaded: LoadedRun) -> bool:
-    """Whether the run's folder has a checkpoint, of whatever world."""
-    return any(Path(loaded.config.folder).glob("checkpoints/step-*/COMMIT"))
+def epoch_rows(loaded: LoadedRun) -> int | None:
+    """Rows of all training data where schedule.epochs makes the run's length depend on them.
+
+    Raises DataError when they can't be counted.
+    """
+    asked = loaded.config.schedule.epochs
+    if asked is None:
+        return None
+    try:
+        return rows_per_epoch(loaded.config.data)
+    except DataError as error:
+        origin = loaded.origin("schedule.epochs")
+        why = f"schedule.epochs = {asked:g} ({origin}): how many steps that is follows from the data; {error}"
+        raise DataError(why) from error
 
 
 def check_tokenizers(loaded: LoadedRun, batches: Batches, evaluation: PackedRows | None) -> None:

@@ -61,6 +61,9 @@ def _device_problems(loaded: LoadedRun, template: Template, device: str) -> list
     if loaded.config.precision == "fp16":
         fix = "DeepSpeed's CPU accelerator refuses fp16; use bf16 (or fp32)"
         problems.append(Problem("precision", "fp16", loaded.origin("precision"), fix))
+    if loaded.config.kernels == "fused":
+        fix = "fused kernels are made for GPUs, and this run has none; `kernels: auto` takes what there is"
+        problems.append(Problem("kernels", "fused", loaded.origin("kernels"), fix))
     for name in ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"):
         if template.said(_ZERO + name):
             fix = "ZeRO++ quantises with CUDA kernels, which a CPU lacks; use deepspeed: zero3 here"
@@ -110,9 +113,10 @@ def _nvme_problems(template: Template, name: str, stage: int) -> list[Problem]:
     if name == "offload_optimizer" and stage in (1, 2):
         fix = f'only ZeRO-3 uses a disk, here it is {stage}; write "cpu", or deepspeed: zero3_nvme'
         problems.append(Problem(f"{key}.device", "nvme", template.origin(f"{key}.device"), fix))
-    if not template.said(f"{key}.nvme_path"):
+    place = template.said(f"{key}.nvme_path")
+    if not str(place or "").startswith("/"):  # DeepSpeed would make a folder named ~
         fix = "name the folder on the NVMe disk, an absolute path"
-        problems.append(Problem(f"{key}.nvme_path", None, template.origin(key), fix))
+        problems.append(Problem(f"{key}.nvme_path", place, template.origin(key), fix))
     at_once = 1 + sum(template.said(f"{key}.pipeline_{way}") is True for way in ("read", "write"))
     count = template.said(f"{key}.buffer_count")
     if name == "offload_optimizer" and (4 if count is None else count) < 4 * at_once:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.config.schema import RunConfig
+
 Decay = Literal["cosine", "linear", "constant"]
 
 
@@ -49,6 +51,30 @@ class Schedule:
 def steps_for_tokens(tokens: float, rows: int, seq_len: int) -> int:
     """Steps that see at least `tokens` tokens."""
     return max(1, math.ceil(tokens / (rows * seq_len)))
+
+
+def steps_for_epochs(epochs: float, epoch_rows: int, rows: int) -> int:
+    """Steps that see at least `epochs` times the rows of one epoch."""
+    return max(1, math.ceil(round(epochs * epoch_rows / rows, 6)))  # 0.7 * 10 is a little more than 7
+
+
+def steps_of(run: RunConfig, epoch_rows: int | None) -> int:
+    """The steps of a run, however its length was given; `epoch_rows` are the rows of one epoch."""
+    asked = run.schedule
+    if asked.steps is not None:
+        return asked.steps
+    if asked.tokens is not None:
+        return steps_for_tokens(asked.tokens, run.batch.rows, run.data.seq_len)
+    assert asked.epochs is not None, "the schema lets steps, tokens or epochs be given"
+    assert epoch_rows is not None, "schedule.epochs was planned without the rows of an epoch"
+    return steps_for_epochs(asked.epochs, epoch_rows, run.batch.rows)
+
+
+def schedule_of(run: RunConfig, steps: int) -> Schedule:
+    """The learning rate of a run of `steps` steps, whose warmup must be no longer."""
+    asked, peak = run.schedule, run.optimizer.lr
+    warmup = warmup_steps(asked.warmup, steps)
+    return Schedule(steps, warmup, asked.decay, peak, peak * asked.min_lr_ratio)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

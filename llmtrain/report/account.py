@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import DataError
+from llmtrain.report.changes import Change
 from llmtrain.report.ledger import read_ledger
 from llmtrain.report.metrics import read_metrics
 from llmtrain.report.progress import duration
@@ -29,14 +29,15 @@ class Account:
     passed_over: int
     saves: int  # committed
     stall_s: float  # how long the steps stood still for saves, lost ones too
-    wall_s: float  # from the first start to the end of the last one
+    wall_s: float  # of all starts, each from its beginning to its end or last sign of life
+    idle_s: float  # between them, when nothing ran
     starts: tuple[dict[str, Any], ...]
     rollbacks: tuple[dict[str, Any], ...]
     slow_ranks: tuple[str, ...]  # a line for each episode
 
     @property
     def goodput(self) -> float:
-        """The share of the time since the first start that went into steps that stand."""
+        """The share of the time of all starts that went into steps that stand."""
         return self.useful_s / self.wall_s if self.wall_s > 0 else 0.0
 
     def line(self) -> str:
@@ -49,8 +50,9 @@ class Account:
             f"{self.passed_over:,} passed over",
             f"{_count(self.saves, 'save')} that held it up for {self.stall_s:.1f} s",
         ]
-        since = f"{self.step:,} steps in {duration(self.wall_s)} since the first start"
-        return f"{since}, goodput {self.goodput:.1%}: {', '.join(parts)}"
+        idle = f", with {duration(self.idle_s)} between starts," if self.idle_s >= 1 else ","
+        took = f"{self.step:,} steps in {duration(self.wall_s)}{idle}"
+        return f"{took} goodput {self.goodput:.1%}: {', '.join(parts)}"
 
     def as_text(self) -> str:
         """The line, then one line for each start, each rollback and each time a rank was slow."""
@@ -59,6 +61,7 @@ class Account:
             ended = start["ended"] or {"cause": "running, or killed since"}
             lost = f", {_count(start['lost_steps'], 'step')} lost" if start["lost_steps"] else ""
             lines.append(f"start {number + 1}: from step {start['from_step']:,} on {_place(start)}{lost}")
+            lines += [f"  {Change(**change)}" for change in start.get("changes", ())]
             lines.append(f"  ended: {ended['cause']}")
         for back in self.rollbacks:
             first, last = back["passed_over"]
@@ -79,7 +82,8 @@ def account(folder: Path) -> Account:
     content, records = read_ledger(run.ledger), list(read_metrics(run.metrics))
     starts, rollbacks = content["starts"], content["rollbacks"]
     steps = [record for record in records if "skipped" in record]
-    end = (starts[-1]["ended"] or {"at": time.time()})["at"] if starts else 0.0
+    running_s = sum(_end(start, run.metrics) - start["at"] for start in starts)
+    since_s = _end(starts[-1], run.metrics) - starts[0]["at"] if starts else 0.0
     events = [*starts, *rollbacks]
     return Account(
         step=max((record["step"] for record in records), default=0),
@@ -91,11 +95,20 @@ def account(folder: Path) -> Account:
         passed_over=sum("passed_over" in record for record in records),
         saves=sum("stall_s" in record and "save_lost" not in record for record in records),
         stall_s=sum(record.get("stall_s", 0.0) for record in records),
-        wall_s=end - starts[0]["at"] if starts else 0.0,
+        wall_s=running_s,
+        idle_s=max(0.0, since_s - running_s),
         starts=tuple(starts),
         rollbacks=tuple(rollbacks),
         slow_ranks=tuple(episodes(records)),
     )
+
+
+def _end(start: dict[str, Any], metrics: Path) -> float:
+    """When a start ended; of one that runs, or was killed, its last sign of life."""
+    if start["ended"]:
+        return float(start["ended"]["at"])
+    seen = metrics.stat().st_mtime if metrics.exists() else 0.0
+    return float(max(seen, start["at"]))
 
 
 def _count(number: int, what: str) -> str:

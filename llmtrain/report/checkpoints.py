@@ -17,7 +17,7 @@ from llmtrain.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Standing:
-    """One checkpoint folder and what is known of it: good, unverified, damaged or unfinished."""
+    """One checkpoint folder: good, complete (its hashes were not compared), damaged or unfinished."""
 
     path: Path
     state: str
@@ -53,7 +53,7 @@ def standing(path: Path, verify: bool) -> Standing:
             checkpoint.verify()
     except (CheckpointError, OSError) as error:
         return Standing(path, "damaged", str(error), checkpoint)
-    return Standing(path, "good" if verify else "unverified", "", checkpoint)
+    return Standing(path, "good" if verify else "complete", "", checkpoint)
 
 
 def listed(run: Path, verify: bool) -> str:
@@ -70,7 +70,7 @@ def listed(run: Path, verify: bool) -> str:
     return "\n".join(
         "  ".join([*(f"{row[column]:>{widths[column]}}" for column in range(3)), f"{row[4]:<13}", row[3]])
         for row in rows
-    )
+    ) + ("" if verify else "\n(complete: saved to the end; to compare every hash: --verify)")
 
 
 def verified(what: Path) -> tuple[str, bool]:

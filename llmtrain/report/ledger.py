@@ -85,6 +85,11 @@ def read_ledger(path: Path) -> dict[str, Any]:
     )
 
 
+def starts_so_far(path: Path) -> int:
+    """How many starts a run had."""
+    return len(read_ledger(path)["starts"])
+
+
 def lost(metrics: Path, step: int) -> tuple[int, float]:
     """Steps that were trained beyond `step`, and their seconds: what going back there costs."""
     seconds = [r["step_s"] for r in read_metrics(metrics) if r["step"] > step and "step_s" in r]

@@ -1,8 +1,9 @@
 """metrics.jsonl: one JSON object per line, the truth about a run that every display is drawn from.
 
-    {"step": 12, "tokens": 98304, "loss": 5.1, "lr": 0.001, "grad_norm": 0.8, "step_s": 0.41, ...}
-    {"step": 100, "tokens": 819200, "eval_loss": 4.2, "perplexity": 66.7, "bits_per_byte": 1.9, ...}
+    {"step": 12, "time": "2026-11-30T09:15:02.117+01:00", "tokens": 98304, "loss": 5.1, "lr": 0.001, ...}
+    {"step": 100, "time": "2026-11-30T09:16:40.502+01:00", "tokens": 819200, "eval_loss": 4.2, ...}
 
+`time` is the wall clock when the line was written, in ISO 8601 with the machine's offset from UTC.
 `step` counts finished optimizer steps: 1 is the first one, and an evaluation at 0 is of the model as it
 started. `tokens` counts the trained tokens so far. A value that is not finite is written as null.
 """
@@ -10,13 +11,21 @@ started. `tokens` counts the trained tokens so far. A value that is not finite i
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def wall_clock(seconds: float | None = None) -> str:
+    """A time (default: now) as ISO 8601 has it, to the millisecond, with the offset from UTC."""
+    now = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(now).astimezone().isoformat(timespec="milliseconds")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -49,9 +58,9 @@ class MetricsFile:
         self._owed, self._lock = bytearray(), threading.Lock()
 
     def write(self, record: Mapping[str, Any]) -> str:
-        """Appends one record; empty, or why the disk does not take it now."""
+        """Appends one record, and when; empty, or why the disk does not take it now."""
         try:
-            self._pay(_line(record))
+            self._pay(_line({"step": record["step"], "time": wall_clock(), **record}))
         except OSError as error:
             return error.strerror or str(error)
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 from llmtrain.config.load import load_run
 from llmtrain.config.schema import ModelSection, RunConfig
 from llmtrain.data.batches import Batches
-from llmtrain.errors import ConfigError, DataError, Problem, nearest
+from llmtrain.errors import ConfigError, DataError, Problem
+from llmtrain.plan.advice import advice
+from llmtrain.plan.begun import has_begun
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
 from llmtrain.plan.memory import USABLE, Memory, estimate
@@ -20,7 +23,8 @@ from llmtrain.plan.model_place import check_places
 from llmtrain.plan.model_rules import id_problems, length_note, length_problem
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
-from llmtrain.plan.prepared import has_begun
+from llmtrain.plan.prepared import epoch_rows
+from llmtrain.report.changes import leaves
 from llmtrain.report.progress import duration, gibibytes
 
 # Memory of one device in bytes, by the names of plan.compute.PEAK_TFLOPS (vendors' data sheets).
@@ -88,6 +92,7 @@ class Planned:
     packed: str  # what the packing makes of the data, in words
     note: str  # what the user should know of the model, empty for nothing
     unknown: tuple[str, ...]  # sentences: what could not be worked out, and why
+    warnings: tuple[str, ...] = ()  # sentences: what is hardly meant
 
     @property
     def tokens(self) -> int:
@@ -133,11 +138,12 @@ class Planned:
             "origins": dict(plan.origins),
             "note": self.note,
             "unknown": list(self.unknown),
+            "warnings": list(self.warnings),
         }
         return json.dumps(content, indent=2)
 
-    def as_text(self) -> str:
-        """A page for a person: the sums first, then every value with where it came from."""
+    def as_text(self, origins: bool = False) -> str:
+        """A page for a person; with `origins`, every value with where it came from below it."""
         plan, run = self.plan, self.plan.run
         batch, schedule = plan.batch, plan.schedule
         where = f"{plan.topology.world} × {self.device}"
@@ -164,7 +170,9 @@ class Planned:
             for index, line in enumerate(text.splitlines()):
                 lines.append(f"{name if index == 0 else '':<9}{line}")
         lines += [f"{'unknown':<9}{sentence}" for sentence in self.unknown]
-        return "\n".join([*lines, "", *self._origins()])
+        lines += [f"{'WARNING':<9}{sentence}" for sentence in self.warnings]
+        more = self._origins() if origins else ["(every value and where it came from: --origins)"]
+        return "\n".join([*lines, "", *more])
 
     def _epochs(self) -> str:
         return f" = {self.tokens / self.epoch_tokens:.2f} epochs" if self.epoch_tokens else ""
@@ -217,8 +225,8 @@ class Planned:
         return text
 
     def _origins(self) -> list[str]:
-        values = _leaves(self.plan.run.model_dump(mode="json"))
-        values |= {f"ds.{name}": value for name, value in _leaves(self.plan.deepspeed).items()}
+        values = leaves(self.plan.run.model_dump(mode="json"))
+        values |= {f"ds.{name}": value for name, value in leaves(self.plan.deepspeed).items()}
         known = {name: value for name, value in values.items() if value is not None}
         width = max(len(f"{name} = {value}") for name, value in known.items() if len(str(value)) < 40)
         return [
@@ -236,8 +244,8 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     check_places(loaded)
     kind, size = _device(device)
     unknown: list[str] = []
-    begun = has_begun(loaded)
-    plan = make_plan(loaded, ranks, kind, goes_on=begun)
+    begun, rows = has_begun(loaded.config.folder), epoch_rows(loaded)
+    plan = make_plan(loaded, ranks, kind, goes_on=begun, epoch_rows=rows)
     batches = _batches(plan, unknown)
     config = _model_config(loaded.config.model, unknown)
     wrong = id_problems(loaded, batches.vocab_size if batches else None)
@@ -249,7 +257,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     if shape is None and new and batches is None:
         shape = shape_of(config, ASSUMED_VOCAB)
         unknown.append(f"vocabulary: taken as {ASSUMED_VOCAB:,} tokens until the dataset is built")
-    plan = make_plan(loaded, ranks, kind, device_memory=size, shape=shape, goes_on=begun)
+    plan = make_plan(loaded, ranks, kind, device_memory=size, shape=shape, goes_on=begun, epoch_rows=rows)
     memory = None
     if shape is not None:
         run = plan.run
@@ -268,7 +276,9 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
     epoch = batches.tokens_per_epoch if batches else None
     shares = _shares(plan, batches) if batches else ()
     note = length_note(dict(config), plan.run.data.seq_len)
-    return Planned(plan, name, shape, memory, size, epoch, shares, _packed(batches), note, tuple(unknown))
+    warnings = tuple(advice(plan, batches))
+    told = _packed(batches), note, tuple(unknown), warnings
+    return Planned(plan, name, shape, memory, size, epoch, shares, *told)
 
 
 def _device(name: str) -> tuple[str, int | None]:
@@ -279,7 +289,9 @@ def _device(name: str) -> tuple[str, int | None]:
         if re.search(rf"\b{known}\b", name.upper().replace("-", " ").replace("_", " ")):
             return "cuda", DEVICE_GB[known] * 10**9
     names = ["cpu", *(known.lower() for known, _ in PEAK_TFLOPS)]
-    fix = f"{nearest(name.lower(), names)} known are {', '.join(names)}".strip()
+    spellings = (name.lower(), name.lower().translate(str.maketrans("oil", "011")))  # h2oo
+    near = next(filter(None, (difflib.get_close_matches(each, names, n=2) for each in spellings)), [])
+    fix = f"did you mean {' or '.join(map(repr, near))}?" if near else "cpu, or a GPU: a100, h100, l40s, …"
     raise ConfigError(Problem("--device", name, "command line", fix))
 
 
@@ -329,16 +341,3 @@ def _model_config(model: ModelSection, unknown: list[str]) -> Mapping[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         unknown.append(f"memory and compute: the configuration of {model.source} can't be read ({reason})")
         return {}
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        if isinstance(value, dict) and value:
-            found |= _leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
-            for index, item in enumerate(value):
-                found |= _leaves(item, f"{prefix}{name}.{index}.")
-        else:
-            found[prefix + name] = value
-    return found

@@ -1,4 +1,4 @@
-"""How a run looks while it runs: a live panel on a terminal, plain lines anywhere else."""
+"""How a run looks while it runs: plain lines, and on a terminal a live panel below them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Progress(Protocol):
 
 
 def open_progress(steps: int, start: int, every: int, stream: TextIO | None = None) -> Progress:
-    """The display that fits `stream` (stdout): live on a terminal, else a line every `every` steps."""
+    """The display that fits `stream` (stdout): a line every `every` steps, on a terminal a panel too."""
     out = stream or sys.stdout
     if out.isatty():
-        return LiveProgress(steps, start, out)
+        return LiveProgress(steps, start, every, out)
     return PlainProgress(steps, start, every, out)
 
 
@@ -77,14 +77,18 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """`2:03`, `1:02:03`, or `14.5 days` from two days on."""
+    if seconds >= 2 * 86_400:
+        return f"{seconds / 86_400:.1f} days"
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def gibibytes(count: float) -> str:
-    """`1.5 GiB`."""
+    """`1.50 GiB`, and in MiB what would round to little or nothing."""
+    if 0 < count < 2**30 / 10:
+        return f"{count / 2**20:.1f} MiB"
     return f"{count / 2**30:.2f} GiB"
 
 
@@ -107,20 +111,33 @@ def _shown(record: Mapping[str, Any], pace: Pace) -> dict[str, str]:
     return shown
 
 
-class PlainProgress:
-    """One line every `every` steps, for logs, pipes and batch systems."""
+class StepLines:
+    """A line every `every` steps, for the first and the last one, and for one that was skipped."""
 
-    def __init__(self, steps: int, start: int, every: int, stream: TextIO):
+    def __init__(self, steps: int, start: int, every: int):
         self.pace = Pace(steps, start)
-        self.steps, self.start, self.every, self.stream = steps, start, every, stream
+        self.steps, self.start, self.every = steps, start, every
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """Prints the step when it is due, is the first or last one, or was skipped."""
+    def line(self, record: Mapping[str, Any]) -> str:
+        """What is said of a step, empty when nothing is."""
         self.pace.add(record)
         step = record["step"]
-        if step % self.every == 0 or step in (self.start + 1, self.steps) or record["skipped"]:
-            facts = " · ".join(f"{name} {value}" for name, value in _shown(record, self.pace).items())
-            self.note(f"step {step}/{self.steps} · {facts}")
+        if step % self.every and step not in (self.start + 1, self.steps) and not record["skipped"]:
+            return ""
+        facts = " · ".join(f"{name} {value}" for name, value in _shown(record, self.pace).items())
+        return f"step {step}/{self.steps} · {facts}"
+
+
+class PlainProgress:
+    """Lines alone, for logs, pipes and batch systems."""
+
+    def __init__(self, steps: int, start: int, every: int, stream: TextIO):
+        self.lines, self.stream = StepLines(steps, start, every), stream
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Prints the step's line when it has one."""
+        if line := self.lines.line(record):
+            self.note(line)
 
     def note(self, text: str) -> None:
         """Prints a line; a stream that takes none (its disk is full, its reader gone) ends no run."""
@@ -132,27 +149,27 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A bar and a table of the newest values, redrawn in place; notes scroll above it."""
+    """A bar and a table of the newest values, redrawn in place; lines and notes scroll above it."""
 
-    def __init__(self, steps: int, start: int, stream: TextIO):
+    def __init__(self, steps: int, start: int, every: int, stream: TextIO):
         from rich.console import Console
         from rich.live import Live
 
-        self.pace = Pace(steps, start)
-        self.steps = steps
+        self.lines, self.steps = StepLines(steps, start, every), steps
         self.started = time.monotonic()
         self.live = Live(console=Console(file=stream), refresh_per_second=4, transient=False)
         self.live.start()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Redraws."""
+        """Prints the step's line when it has one, and redraws."""
         from rich.columns import Columns
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        self.pace.add(record)
+        if line := self.lines.line(record):
+            self.note(line)
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
@@ -160,7 +177,7 @@ class LiveProgress:
         elapsed = duration(time.monotonic() - self.started)
         bar = ProgressBar(total=self.steps, completed=record["step"])
         head.add_row(f"step {record['step']}/{self.steps}", bar, elapsed)
-        shown = _shown(record, self.pace).items()
+        shown = _shown(record, self.lines.pace).items()
         facts = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in shown]
         self.live.update(Group(head, Columns(facts, padding=(0, 2))))
 

@@ -1,8 +1,9 @@
 """The run folder: what was decided, said in full, and where everything of a run lies.
 
 runs/NAME/
-├── config.yaml       the run as it was resolved; each value with where it came from; trains again as it is
+├── config.yaml       the run as it began, resolved; each value with where it came from; trains again as it is
 ├── ds_config.json    what DeepSpeed was given
+├── starts/2/ …       the same two files of a later start that went on with other settings or in another world
 ├── environment.json  versions, device, kernels
 ├── metrics.jsonl     see report/metrics.py
 ├── ledger.json       starts, how each ended, rollbacks: see report/ledger.py
@@ -19,6 +20,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,7 +33,9 @@ import yaml
 from llmtrain.config.schema import RunConfig
 from llmtrain.config.secrets import RedactingFormatter
 from llmtrain.config.world import World
+from llmtrain.config.yaml_lines import parse_scalar
 from llmtrain.errors import EngineError, InputError
+from llmtrain.report.metrics import wall_clock
 
 if TYPE_CHECKING:
     from llmtrain.plan.plan import Plan
@@ -39,6 +43,13 @@ if TYPE_CHECKING:
 PRIVATE_FOLDER = 0o750  # owner and group; the umask takes away more, never adds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("llmtrain")
+
+
+class _LogFormatter(RedactingFormatter):
+    """Each line with the wall clock in ISO 8601, as in metrics.jsonl."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        return wall_clock(record.created)
 
 
 class _LogFile(logging.FileHandler):
@@ -63,6 +74,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.ds_config = self.path / "ds_config.json"
+        self.starts = self.path / "starts"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.json"
@@ -70,18 +82,57 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"
 
-    def write(self, plan: Plan) -> None:
-        """Writes the resolved configuration. Raises InputError when the folder can't be written."""
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of a run is here yet (a launcher makes the logs before its ranks begin)."""
+        return not any(map(Path.exists, (self.config, self.ledger, self.metrics, self.checkpoints)))
+
+    def discard(self) -> None:
+        """Takes away what a start of a new run left whose input turned out to be wrong; never a record."""
+        if self.checkpoints.exists() or self.metrics.exists() and self.metrics.stat().st_size:
+            return
+        for path in (self.config, self.ds_config, self.environment, self.metrics, self.ledger):
+            path.unlink(missing_ok=True)
+        for folder in (self.logs, self.events):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write(self, plan: Plan, start: int = 1, goes_on: bool = False) -> str:
+        """Writes the resolved configuration of the run's start number `start`; the name of its file.
+
+        A start that goes on writes over none of those before it; one that begins anew keeps the last one's
+        aside. Raises InputError when the folder can't be written.
+        """
+        run, deepspeed = resolved_yaml(plan.run, {}), json.dumps(plan.deepspeed, indent=2) + "\n"
         header = f"# The run as it was resolved, for {plan.topology.world} ranks. Origins are on the right.\n"
         try:
             self.path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             if self.path.stat().st_mode & stat.S_IROTH:
                 warning = f"{self.path} can be read by everyone on this machine; to change that: chmod o-rwx"
                 print(f"warning: {warning} {self.path}", file=sys.stderr)
-            replace_text(self.config, header + resolved_yaml(plan.run, plan.origins))
-            replace_text(self.ds_config, json.dumps(plan.deepspeed, indent=2) + "\n")
+            for path in [self.config, *self.starts.glob("*/config.yaml")]:
+                if _holds(path, run, deepspeed) and (goes_on or path == self.config):
+                    return str(path.relative_to(self.path))
+            place = self.path
+            if goes_on and self.config.exists():
+                place = self.starts / str(start)
+            elif self.config.exists():
+                self._keep_aside(start - 1)
+            place.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            config = place / self.config.name
+            replace_text(config, header + resolved_yaml(plan.run, plan.origins))
+            replace_text(place / self.ds_config.name, deepspeed)
+            return str(config.relative_to(self.path))
         except OSError as error:
             raise InputError(f"output_dir = {self.path}: can't be written ({error.strerror})") from error
+
+    def _keep_aside(self, start: int) -> None:
+        """The configuration of a start of which nothing else is left."""
+        kept = self.starts / str(start)
+        if start > 0 and not kept.exists():
+            kept.mkdir(PRIVATE_FOLDER, parents=True)
+            for path in (self.config, self.ds_config):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, kept / path.name)
 
     def write_environment(
         self, versions: Mapping[str, str], device: str, kernels: Mapping[str, Any], world: World
@@ -101,7 +152,7 @@ class RunFolder:
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"rank-{rank}.log"
         handler = _LogFile(path)
-        handler.setFormatter(RedactingFormatter(LOG_FORMAT))
+        handler.setFormatter(_LogFormatter(LOG_FORMAT))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False  # the screen is the progress display's
@@ -119,6 +170,15 @@ def replace_text(path: Path, text: str) -> None:
     scratch = path.with_name(path.name + ".new")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
+
+
+def _holds(config: Path, run: str, deepspeed: str) -> bool:
+    """Whether `config` and its DeepSpeed file say this, wherever the values came from."""
+    try:
+        same = parse_scalar(config.read_text(encoding="utf-8")) == parse_scalar(run)
+        return same and config.with_name("ds_config.json").read_text(encoding="utf-8") == deepspeed
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
 
 
 def resolved_yaml(run: RunConfig, origins: Mapping[str, str]) -> str:

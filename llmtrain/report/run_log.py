@@ -67,6 +67,7 @@ class RunLog:
         self.ledger = ledger.Ledger(folder.ledger) if writes else None
         if self.ledger and about is not None:
             self.ledger.start({"from_step": start, **about}, folder.metrics, last_hang)
+        self._trained = False  # by this start
         self._open(start)
         self.progress: Progress = open_progress(steps, start, every) if writes else Silent()
 
@@ -105,6 +106,7 @@ class RunLog:
     ) -> None:
         """Optimizer step `step` (the first is 1) is done."""
         self.tokens += result.tokens
+        self._trained = True
         positions_per_s = self.plan.tokens_per_step / seconds
         flops, ranks = self.speed.flops_per_token, self.plan.topology.world
         record = {
@@ -223,5 +225,6 @@ class RunLog:
             except EngineError as error:  # the next start will call this one killed
                 self.note(f"warning: {error}")
             else:
-                self.note(account(self.folder.path).line())
+                if self._trained or cause == "finished":
+                    self.note(account(self.folder.path).line())
         self.progress.close()

@@ -35,6 +35,13 @@ def test_a_misspelt_key_is_refused_at_every_level_with_the_nearest(tmp_path, con
     assert not (tmp_path / "out").exists()
 
 
+def test_home_is_expanded_in_the_tokenizers_place_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home-of-mine")
+    content = {**GOOD, "tokenizer": {"source": "~/tok"}}
+    loaded = load_yaml_model(corpus_file(tmp_path, **content), CorpusConfig)
+    assert loaded.config.tokenizer.source == "/home-of-mine/tok"
+
+
 def test_a_misspelt_override_is_refused_too(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'workers'"):
         build(corpus_file(tmp_path, **GOOD), ["workrs=2"])

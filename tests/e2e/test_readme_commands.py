@@ -61,4 +61,4 @@ def test_what_the_commands_say(said: dict[str, str]) -> None:
     assert said["generate"].startswith("def read(")
     assert "zero1" in said["plan"]
     assert "goodput" in said["report"]
-    assert "step-00000004  unverified" in said["checkpoint"]
+    assert "step-00000004  complete" in said["checkpoint"]

@@ -229,6 +229,14 @@ def train(world: Any, fault: dict[str, Any], arguments: list[str], environment: 
     return main(mine)
 
 
+def train_asking(world: Any, **arguments: Any) -> int:
+    """As `train`, with ranks that ask each other after every micro-batch whether to stop."""
+    from llmtrain.stopping import StopWithinStep
+
+    StopWithinStep.EVERY_S = 0.0
+    return train(world, **arguments)
+
+
 def export_run(world: Any, run: str, out: str) -> None:
     """An export in a process of its own."""
     from llmtrain.export import export

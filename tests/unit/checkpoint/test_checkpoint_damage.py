@@ -257,7 +257,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(run: Path, n
     for look in (open_checkpoint, Checkpoint):
         with pytest.raises(CheckpointError, match=re.escape(expected)):
             look(copy)
-    assert [one.state for one in standings(run, verify=False)] == ["damaged", "unverified", "unverified"]
+    assert [one.state for one in standings(run, verify=False)] == ["damaged", "complete", "complete"]
     kept = copy.rename(run / "the best one")  # a copy of another name means whatever is in it
     assert open_checkpoint(kept).step == 4 and standing(kept, verify=True).state == "good"
 

@@ -61,8 +61,9 @@ def test_one_changed_field_is_refused_by_name(
     with pytest.raises(CheckpointError) as caught:
         saved.check_matches(make_facts(**changes))
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("belongs to another run:") and len(lines) == 2
+    assert lines[0].endswith("belongs to another run:") and len(lines) == 3
     assert message in lines[1]
+    assert lines[2] == "  to start another run with these settings beside this one: name=other"
 
 
 def test_all_changed_fields_are_named_at_once(saved: Checkpoint, tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_all_changed_fields_are_named_at_once(saved: Checkpoint, tmp_path: Path)
         saved.check_matches(make_facts(seed=1, seq_len=9, tokenizer_folder=tmp_path))
     message = str(caught.value)
     assert "tokenizer (saved none, now 44136fa355b3…)" in message
-    assert "seed" in message and "seq_len" in message and len(message.splitlines()) == 4
+    assert "seed" in message and "seq_len" in message and len(message.splitlines()) == 5
 
 
 def test_only_a_tokenizers_files_are_copied_into_a_checkpoint(tmp_path: Path) -> None:

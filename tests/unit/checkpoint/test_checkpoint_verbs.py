@@ -51,10 +51,11 @@ def test_ls_without_verify_claims_nothing(run: Path, capsys: pytest.CaptureFixtu
     os.unlink(run / "checkpoints" / "step-00000003" / "manifest.json")
     status, out, _ = said(capsys, "ls", run)
     lines = out.splitlines()
-    assert status == 0 and len(lines) == 7
+    assert status == 0 and len(lines) == 8
     assert lines[1].split() == ["step-00000006", "unfinished"]
-    assert lines[2].split()[:2] == ["5", "5,120"] and lines[2].split()[4:] == ["step-00000005", "unverified"]
-    assert "unverified" in lines[3] and "damaged: " in lines[4] and "manifest.json is missing" in lines[4]
+    assert lines[2].split()[:2] == ["5", "5,120"] and lines[2].split()[4:] == ["step-00000005", "complete"]
+    assert lines[-1] == "(complete: saved to the end; to compare every hash: --verify)"
+    assert "complete" in lines[3] and "damaged: " in lines[4] and "manifest.json is missing" in lines[4]
 
 
 def test_ls_verify_names_what_is_damaged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

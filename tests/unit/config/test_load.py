@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from llmtrain.config import foreign_names
 from llmtrain.config.load import load_run, load_yaml_model
+from llmtrain.config.schema import RunConfig
 from llmtrain.errors import ConfigError
 
 RUN = """\
@@ -112,7 +115,7 @@ def test_all_problems_are_reported_in_one_error(run_file: Path) -> None:
     assert "noequals (command line): write it as key=value or section.key=value" in found
     assert "data.train.5.path = 'x' (command line): 'data.train' is a list of 1" in text
     # hidden behind schedule.warmup, which pydantic stumbles over first
-    assert "give exactly one of schedule.steps and schedule.tokens" in text
+    assert "give exactly one of schedule.steps, schedule.tokens and schedule.epochs" in text
     assert len(found) == 9
 
 
@@ -128,7 +131,11 @@ def test_all_problems_are_reported_in_one_error(run_file: Path) -> None:
         ("name: demo", "name: a b", "name = 'a b' ({file}:1): must be text that matches"),
         ("steps: 300", "steps: 0", "schedule.steps = 0 ({file}:9): must be at least 1"),
         ("steps: 300", "steps: 1.5", "schedule.steps = 1.5 ({file}:9): must be a whole number"),
-        ("steps: 300", "warmup: 0.1", "give exactly one of schedule.steps and schedule.tokens"),
+        (
+            "steps: 300",
+            "warmup: 0.1",
+            "give exactly one of schedule.steps, schedule.tokens and schedule.epochs",
+        ),
         ("  seq_len: 128", "  mask_documents: 3", "must be true or false"),
         (
             "optimizer: {lr: 1e-3, betas: [0.9, 0.95]}",
@@ -216,3 +223,65 @@ def test_any_model_is_loaded_as_strictly(tmp_path: Path) -> None:
     loaded = load_yaml_model(path, Corpus, ["workers=4"])
     assert loaded.config.workers == 4
     assert loaded.origins["workers"] == "command line"
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("learning_rate", "write optimizer.lr"),
+        ("warmup_steps", "write schedule.warmup"),
+        ("per_device_train_batch_size", "write batch.micro"),
+        ("save_total_limit", "write checkpoint.keep"),
+        ("gradient_accumulation_steps", "it follows from batch.rows and batch.micro: rows ÷ ranks ÷ micro"),
+        ("num_train_epochs", "write schedule.epochs"),
+        ("bf16", "write precision: bf16"),
+        ("logging_steps", "write log.every"),
+        ("eval_steps", "write eval.every"),
+        ("save_steps", "write checkpoint.every"),
+        ("max_seq_length", "write data.seq_len"),
+        ("block_size", "write data.seq_len"),
+        ("global-batch-size", "write batch.rows"),
+        ("weight_decay", "did you mean 'optimizer.weight_decay'?"),
+    ],
+)
+def test_the_names_of_other_trainers_are_answered_with_ours(run_file: Path, name: str, fix: str) -> None:
+    assert problems_of(run_file, f"{name}=3") == [f"{name} = 3 (command line): unknown key; {fix}"]
+    run_file.write_text(f"{RUN}{name}: 3\n")
+    assert problems_of(run_file) == [f"{name} = 3 ({run_file}:11): unknown key; {fix}"]
+
+
+def test_every_name_of_another_trainer_leads_to_a_key_that_there_is() -> None:
+    for key, names in foreign_names._SAME.items():
+        model: Any = RunConfig
+        *sections, leaf = key.split(".")
+        for section in sections:
+            model = model.model_fields[section].annotation
+        assert leaf in model.model_fields, f"{names} lead to {key}"
+        assert not set(names.split()) & set(RunConfig.model_fields), f"{names}: one of them is our own key"
+    assert not foreign_names.pointer("rows")
+
+
+def test_home_is_where_the_shell_has_it(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home-of-mine")
+    places = {
+        "output_dir": "~/runs/x",
+        "data.train.0.path": "~/data",
+        "data.eval": "[{path: ~/held}]",
+        "model.tokenizer": "~/tok",
+        "deepspeed": "~/ds.json",
+    }
+    run = load_run(run_file, [f"{name}={value}" for name, value in places.items()]).config
+    assert run.folder == "/home-of-mine/runs/x"
+    assert (run.data.train[0].path, run.data.eval[0].path) == ("/home-of-mine/data", "/home-of-mine/held")
+    assert (run.model.tokenizer, run.deepspeed) == ("/home-of-mine/tok", "/home-of-mine/ds.json")
+    source = load_run(run_file, ["model={source: ~/base}"]).config.model.source
+    assert source == "/home-of-mine/base"
+
+
+def test_one_length_and_which_to_take_out(run_file: Path) -> None:
+    (said,) = problems_of(run_file, "schedule.epochs=3")
+    assert said == (
+        f"schedule ({run_file}:9): give exactly one of schedule.steps, schedule.tokens and schedule.epochs "
+        "(schedule.steps=null or schedule.epochs=null takes one out)"
+    )
+    assert load_run(run_file, ["schedule.steps=null", "schedule.epochs=2.5"]).config.schedule.epochs == 2.5

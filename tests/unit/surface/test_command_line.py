@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,15 +67,63 @@ def test_a_missing_dataset_is_light_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_ranks_own_door_answers_bad_input_without_torch(tmp_path: Path) -> None:
-    path = write_run(tmp_path, tmp_path / "nowhere", precision="bf61")
-    code = "import sys, llmtrain.train as t\nstatus = t.main(sys.argv[1:])"
-    code += "\nsys.exit(9 if 'torch' in sys.modules else status)"
-    command = [sys.executable, "-c", code, "--local_rank=0", str(path)]  # as the deepspeed launcher writes it
-    command += ["--resume", "must", "seed=3"]
+def test_the_ranks_own_door_answers_bad_input_without_torch(tmp_path: Path, own_dataset: Path) -> None:
+    """Under one rank and under every launcher: what can be known without torch doesn't wait for it."""
+    path = str(write_run(tmp_path, own_dataset))
+    saved = tmp_path / "began" / "checkpoints" / "step-00000004"
+    saved.mkdir(parents=True)
+    (saved / "COMMIT").touch()
+    identity = {
+        "seq_len": 64,
+        "rows": 8,
+        "seed": 1234,
+        "precision": "fp32",
+        "dataset": "another",
+        "model": "?",
+    }
+    (saved / "manifest.json").write_text(json.dumps({"step": 4, "identity": identity}))
+    began = f"output_dir={tmp_path / 'began'}"
+    tokenizer = tmp_path / "other"
+    shutil.copytree(own_dataset / "tokenizer", tokenizer)
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {word: 399 - number for word, number in content["model"]["vocab"].items()}
+    (tokenizer / "tokenizer.json").write_text(json.dumps(content))
+    never = [f"error: --resume never: {tmp_path / 'began'} already holds step 4"]
+    cases: list[tuple[list[str], list[str]]] = [
+        (["--local_rank=0", "seed=3", "precision=bf61"], ["error: precision = 'bf61'"]),
+        (["data.train.0.path=nosuch"], ["error: nosuch"]),
+        ([f"model.tokenizer={tokenizer}"], [f"error: model.tokenizer = '{tokenizer}' (command line): its"]),
+        (["kernels=fused"], ["error: kernels = 'fused' (command line): fused kernels are made for GPUs"]),
+        (["--resume", "must"], [f"error: --resume must: {tmp_path / 'run'} has no checkpoint"]),
+        ([began, "--resume", "never"], never),
+        (
+            [began],
+            [
+                f"error: {saved} belongs to another run:",
+                "error:   seq_len (saved 64, now 32): keep data.seq_len",
+                "error:   rows (saved 8, now 4): keep batch.rows",
+                "error:   to start another run with these settings beside this one: output_dir=other",
+            ],
+        ),
+    ]
+    code = (
+        "import json, sys, llmtrain.train as t\n"
+        "import importlib.util as u; there = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'tensorboard' else there(name, *more)\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    assert t.main(words) == 2, words\n"
+        "    print('--', file=sys.stderr)\n"
+        "sys.exit(9 if 'torch' in sys.modules else 0)"
+    )
+    missing = ["error: log.tensorboard = True (command line)"]
+    cases.append((["log.tensorboard=true"], missing))
+    command = [sys.executable, "-c", code, json.dumps([[path, *words] for words, _ in cases])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: precision = 'bf61'")
+    assert done.returncode == 0, done.stderr
+    told = [each.strip().splitlines() for each in done.stderr.split("--\n")]
+    for lines, (_, expected) in zip(told, cases, strict=False):
+        assert len(lines) == len(expected), lines
+        assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
     assert not (tmp_path / "run").exists()
 
 
@@ -102,13 +152,32 @@ def test_a_broken_corpus_file_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "run.yaml", "--rank", "2", "--color"], ["doctor", "a=b"], ["tarin"]]
+    ("words", "said"),
+    [
+        (["train", "run.yaml", "--rank", "2", "--color"], "unknown: --color"),
+        (["doctor", "a=b"], "unknown: a=b"),
+        (["trian"], "unknown: 'trian'; did you mean 'train'?"),
+        (["data", "biuld"], "unknown: 'biuld'; did you mean 'build'?"),
+        (["train", "run.yaml", "--resume", "atuo"], "unknown: 'atuo'; did you mean 'auto'?"),
+        (["xyzzy"], "choose from"),
+        (["train", "run.yaml", "--learning_rate", "1e-4"], "--learning_rate (write optimizer.lr) 1e-4"),
+    ],
 )
-def test_what_nobody_knows_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_knows_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert words[-1] in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_alone_gives_the_next_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for verb in ("doctor", "demo", "data build", "plan", "train", "generate"):
+        assert f"\n  llmtrain {verb} " in said
+    assert "llmtrain --help" in said
 
 
 def test_numbers_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

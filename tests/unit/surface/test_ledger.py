@@ -63,7 +63,11 @@ def test_the_end_of_a_killed_start_is_its_last_sign_of_life(tmp_path: Path) -> N
 
 def test_the_account_adds_up(killed_twice: RunFolder) -> None:
     content = read_ledger(killed_twice.ledger)
-    content["starts"][-1]["ended"]["at"] = content["starts"][0]["at"] + 40
+    for start, (began, ended) in zip(content["starts"], [(0, 15), (115, 120), (1120, 1140)], strict=True):
+        start["at"], start["ended"]["at"] = began, ended
+    content["starts"][1]["changes"] = [
+        {"field": "optimizer.lr", "before": 0.003, "now": 0.0001, "origin": "command line"}
+    ]
     killed_twice.ledger.write_text(json.dumps(content))
     with killed_twice.metrics.open("a") as file:
         for save in (
@@ -77,9 +81,19 @@ def test_the_account_adds_up(killed_twice: RunFolder) -> None:
     assert (found.lost_steps, found.lost_s) == (4, 8.0)
     assert found.goodput == pytest.approx(0.5)
     assert found.line() == (
-        "10 steps in 0:40 since the first start, goodput 50.0%: 2 restarts, 0 rollbacks, "
+        "10 steps in 0:40, with 18:20 between starts, goodput 50.0%: 2 restarts, 0 rollbacks, "
         "4 steps lost (0:08), 0 skipped, 0 passed over, 2 saves that held it up for 0.4 s"
     )
+    assert "  optimizer.lr 0.003 → 0.0001 (command line)" in found.as_text().splitlines()
+
+
+def test_a_start_that_never_ended_counts_up_to_its_last_sign_of_life(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    trained(folder, 0, 3)
+    began = read_ledger(folder.ledger)["starts"][0]["at"]
+    os.utime(folder.metrics, (began + 8, began + 8))
+    assert account(folder.path).wall_s == pytest.approx(8, abs=0.01)
+    assert account(folder.path).goodput == pytest.approx(0.75, abs=0.01)
 
 
 def test_report_prints_starts_and_rollbacks(

@@ -55,7 +55,7 @@ def test_order_of_a_whole_run(tmp_path: Path) -> None:
         "mfu",
         "memory_bytes",
     }
-    assert expected | {"step", "skipped"} == set(records[1])
+    assert expected | {"step", "time", "skipped"} == set(records[1])
     assert records[-2]["tokens"] == 60
     assert records[-1]["perplexity"] == pytest.approx(20.0855, rel=1e-4)
     assert records[-1]["bits_per_byte"] == pytest.approx(30 / 0.693147 / 15, rel=1e-4)

@@ -108,3 +108,27 @@ def test_a_stop_in_the_last_part_of_the_last_evaluation_is_a_finished_run(tmp_pa
     scene = Scene(tmp_path)
     ask_in(scene, 6, "held out")
     assert scene.run()[-1] == ("save", 6, 60)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_step_that_is_left_for_a_stop_is_not_done_and_what_was_done_is_saved(
+    tmp_path: Path, step: int
+) -> None:
+    scene = Scene(tmp_path)
+    scene.evaluation = None
+    train_step = scene.engine.train_step
+
+    def leaving(*values: Any) -> Any:
+        if scene.engine.step == step:
+            scene.stop.ask("SIGTERM")
+            return None
+        return train_step(*values)
+
+    scene.engine.train_step = leaving  # type: ignore[method-assign]
+    where = f"after step {step} of 6" if step else "before a step was made"
+    with pytest.raises(StopRequested, match=rf"stopped on request \(SIGTERM\) {where}"):
+        scene.run()
+    assert [call for call in scene.engine.calls if call[0] == "save"] == [("save", step, 10 * step)] * bool(
+        step
+    )
+    assert scene.records("loss") == list(range(1, step + 1))

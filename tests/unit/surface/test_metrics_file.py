@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,10 @@ def test_what_is_not_finite_is_null_and_the_line_stays_json(tmp_path: Path) -> N
     metrics = MetricsFile(path, 0)
     metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "skipped": True})
     metrics.close()
-    assert json.loads(path.read_text()) == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
+    record = json.loads(path.read_text())
+    written = datetime.datetime.fromisoformat(record.pop("time"))
+    assert record == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
+    assert written.utcoffset() is not None and abs(written.timestamp() - time.time()) < 600
 
 
 def test_what_a_full_disk_does_not_take_is_written_later(

@@ -18,7 +18,9 @@ def test_every_device_with_a_peak_has_its_memory() -> None:
 
 def test_the_page_adds_up(tmp_path: Path, own_dataset: Path) -> None:
     report = planned(str(write_run(tmp_path, own_dataset)), ["batch.rows=8"], 2, "cpu")
-    text = report.as_text()
+    assert report.as_text().splitlines()[-1] == "(every value and where it came from: --origins)"
+    assert len(report.as_text().splitlines()) < 24, "the sums fit a screen"
+    text = report.as_text(origins=True)
     assert "8 rows × 32 tokens = 256 tokens" in text
     assert "6 steps = 1,536 tokens" in text
     assert "epochs" in text
@@ -80,8 +82,13 @@ def test_a_models_own_config_is_read_from_its_folder(tmp_path: Path, own_dataset
 
 def test_an_unknown_device_is_answered_with_the_nearest(tmp_path: Path) -> None:
     path = str(write_run(tmp_path, tmp_path))
-    with pytest.raises(ConfigError, match="--device = 'h2000' .*did you mean 'h200'?"):
-        planned(path, [], 1, "h2000")
+    near = {"h2000": "'h200'", "h2oo": "'h200'", "a1oo": "'a100'", "rtx490": "'rtx 4090'"}
+    for typed, meant in near.items():
+        with pytest.raises(ConfigError, match=f"--device = '{typed}' .*did you mean {meant}") as caught:
+            planned(path, [], 1, typed)
+        assert len(str(caught.value)) < 90, "not all thirty"
+    with pytest.raises(ConfigError, match="cpu, or a GPU: a100, h100"):
+        planned(path, [], 1, "tpu-v5")
     assert planned(path, [], 1, "NVIDIA H100 80GB HBM3").device_bytes == 80 * 10**9
 
 
@@ -112,3 +119,18 @@ def test_a_mixture_says_shares_epochs_and_repetitions_at_the_end_of_the_run(
     assert found[1]["epochs"] > found[0]["epochs"] > 0
     with pytest.raises(ConfigError, match=r"data.train.0.tokens = 768.0 \(command line\).*leaves nothing"):
         planned(path, ["data.train.0.tokens=768"], 1, "cpu")
+
+
+def test_a_batch_that_is_hardly_meant_is_warned_of(tmp_path: Path, own_dataset: Path) -> None:
+    path = str(write_run(tmp_path, own_dataset))
+    assert planned(path, [], 1, "cpu").warnings == ()
+    report = planned(path, ["batch.rows=4194304"], 1, "cpu")
+    large, many, repeated = report.warnings
+    rows = "batch.rows = 4,194,304 (command line)"
+    assert large.startswith(f"{rows} makes steps of 134,217,728 tokens, more than any published model")
+    assert many == f"{rows}: each rank makes 32,768 micro-batches of 128 before the weights move once"
+    assert repeated.startswith(f"{rows}, and all data together has ")
+    assert report.as_text().count("\nWARNING  ") == 3
+    changes = ["batch.rows=4194304", "parallel.pipeline=2", "deepspeed=pipeline"]
+    told = planned(path, changes, 2, "cpu").warnings[1]
+    assert told.endswith("once; in a pipeline a stop request waits for all of them")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_runs import SHAPE, write_run
 
@@ -37,6 +39,33 @@ def test_a_run_that_began_in_another_world_goes_on_with_its_rows(tmp_path: Path,
     assert (
         "9 rows = micro 3 × accumulation 1 × 3 data-parallel ranks, 3 places each: 1 of 9 are empty" in text
     )
+
+
+def test_epochs_are_steps_that_see_all_rows_so_often(tmp_path: Path, own_dataset: Path) -> None:
+    """One source, a mixture, and a run that goes on; the plan says the same as the start."""
+    run = write_run(tmp_path, own_dataset, schedule={"epochs": 2})
+    prepared = prepare(run, [], 1, "cpu")
+    rows = prepared.batches.rows_per_epoch
+    assert prepared.plan.schedule.steps == -(-2 * rows // 4)
+    report = planned(str(run), [], 1, "cpu")
+    assert report.plan.schedule == prepared.plan.schedule
+    assert re.search(r"run .* = 2\.0\d epochs", report.as_text())
+    seen = np.concatenate([prepared.batches.at(step).row for step in range(prepared.plan.schedule.steps)])
+    assert set(np.bincount(seen)) <= {2, 3} and len(np.bincount(seen)) == rows, "every row, twice at least"
+
+    two = [{"path": str(own_dataset)}, {"path": str(own_dataset), "split": "valid", "weight": 3}]
+    mixed = write_run(tmp_path, own_dataset, schedule={"epochs": 0.5}, data={"train": two, "seq_len": 32})
+    prepared = prepare(mixed, [], 1, "cpu")
+    assert sum(prepared.batches.rows_of_sources) > rows
+    assert prepared.plan.schedule.steps == -(-sum(prepared.batches.rows_of_sources) // 8)
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMMIT").touch()
+    assert prepare(mixed, [], 3, "cpu").plan.schedule == prepared.plan.schedule
+    nowhere = write_run(tmp_path, tmp_path / "nowhere", schedule={"epochs": 2})
+    with pytest.raises(DataError, match=r"schedule.epochs = 2 .*run.yaml:\d+\): how many steps .*nowhere"):
+        planned(str(nowhere), [], 1, "cpu")
 
 
 def model_folder(folder: Path, dataset: Path) -> Path:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 from typing import Any
+
+import pytest
 
 from llmtrain.report.progress import (
     LiveProgress,
@@ -67,6 +70,17 @@ def test_a_terminal_gets_a_live_display_that_shows_the_same() -> None:
         assert part in out.getvalue()
 
 
+def test_on_a_terminal_the_losses_stay_as_lines_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = Terminal()
+    shown = open_progress(12, 0, 5, out)
+    for step in range(1, 13):
+        shown.step(record(step, loss=step / 100))
+    shown.close()
+    lines = re.findall(r"step (\d+)/12 · loss ([\d.]+) · ", out.getvalue())
+    assert lines == [("1", "0.0100"), ("5", "0.0500"), ("10", "0.1000"), ("12", "0.1200")]
+
+
 def test_time_left_ignores_the_first_step_which_warms_up() -> None:
     pace = Pace(steps=10, start=4)
     pace.add(record(5, step_s=60.0))
@@ -78,6 +92,7 @@ def test_time_left_ignores_the_first_step_which_warms_up() -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+    assert [duration(days * 86_400) for days in (1.9, 14.5)] == ["45:36:00", "14.5 days"]
 
 
 def test_work_in_bytes_tells_rate_time_left_and_drops_in_a_line_now_and_then(monkeypatch) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,28 @@ def test_the_resolved_run_loads_to_the_same_run_and_tells_origins(tmp_path: Path
     assert lines["clip"].endswith("# default")
     assert "# auto" in lines["micro"]
     assert json.loads(folder.ds_config.read_text()) == plan.deepspeed
+
+
+def test_a_later_start_writes_over_no_configuration_of_an_earlier_one(tmp_path: Path) -> None:
+    path, folder = write_run(tmp_path, tmp_path / "data"), RunFolder(tmp_path / "run")
+
+    def write(start: int, goes_on: bool, lr: float, ranks: int = 1) -> str:
+        return folder.write(make_plan(load_run(path, [f"optimizer.lr={lr}"]), ranks, "cpu"), start, goes_on)
+
+    def lr_in(name: str) -> float:
+        return load_run(folder.path / name).config.optimizer.lr
+
+    assert write(1, False, 1e-3) == "config.yaml"
+    assert write(2, False, 2e-3) == "config.yaml", "nothing of start 1 is left but how it was meant"
+    assert lr_in("starts/1/config.yaml") == 1e-3
+    first = folder.config.read_bytes()
+    assert write(3, True, 2e-3) == "config.yaml", "the same again"
+    assert write(4, True, 3e-3) == "starts/4/config.yaml"
+    assert write(5, True, 2e-3, ranks=2) == "starts/5/config.yaml", "another world"
+    assert write(6, True, 3e-3) == "starts/4/config.yaml"
+    assert folder.config.read_bytes() == first
+    assert (lr_in("config.yaml"), lr_in("starts/4/config.yaml")) == (2e-3, 3e-3)
+    assert json.loads((folder.path / "starts/5/ds_config.json").read_text())["train_batch_size"] == 4
 
 
 def test_odd_values_survive_the_resolved_yaml(tmp_path: Path) -> None:
@@ -90,7 +115,8 @@ def test_each_rank_has_a_log_and_libraries_talk_into_it(
         print("chatter")
     assert "chatter" not in capsys.readouterr().out
     text = (tmp_path / "logs" / "rank-3.log").read_text()
-    assert "INFO opened" in text
+    when = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d) INFO opened", text)
+    assert when and abs(datetime.datetime.fromisoformat(when[1]).timestamp() - time.time()) < 600
     assert "chatter" in text
 
 

@@ -17,6 +17,7 @@ import pytest
 from small_runs import AloneComm
 
 from llmtrain.errors import InputError, StopRequested
+from llmtrain.report import run_lock
 from llmtrain.report.run_lock import LOCK, sole_start
 
 
@@ -29,11 +30,24 @@ def hold(folder: Path, ready: Any) -> None:
 def test_a_second_start_is_refused_and_the_first_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     with sole_start(folder, AloneComm()):
-        named = f"output_dir = {folder} is in use by process {os.getpid()} on "
+        named = f"output_dir = {folder} is in use by process {os.getpid()} on .*beside it: output_dir=other"
         with pytest.raises(InputError, match=named), sole_start(folder, AloneComm(), wait_s=0):
             raise AssertionError("it came in")
+    assert not folder.exists(), "a start that left nothing takes the folder that was made for it away"
     with sole_start(folder, AloneComm(), wait_s=0):
         assert (folder / LOCK).exists()
+        (folder / "config.yaml").touch()
+    assert (folder / LOCK).exists()
+
+
+def test_a_lock_whose_file_is_gone_holds_nobody_out_and_lets_nobody_in_twice(tmp_path: Path) -> None:
+    waiting = run_lock._Lock(tmp_path / "run", 0, "name=other")
+    with sole_start(tmp_path / "run", AloneComm(), wait_s=0):
+        assert waiting.take()[1], "it is in use"
+    assert waiting.take() == (False, ""), "the folder that was taken away is made again"
+    with pytest.raises(InputError), sole_start(tmp_path / "run", AloneComm(), wait_s=0):
+        raise AssertionError("two are in")
+    waiting.close()
 
 
 def test_it_waits_for_a_start_that_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,10 +63,12 @@ def test_it_waits_for_a_start_that_ends(tmp_path: Path, capsys: pytest.CaptureFi
     thread.start()
     assert inside.wait(30)
     threading.Timer(0.5, ends.set).start()
-    with sole_start(tmp_path, AloneComm(), wait_s=30):
+    with sole_start(tmp_path, AloneComm(), wait_s=30, another="name=other"):
         assert ends.is_set()
     thread.join()
-    assert f"waiting for {tmp_path}, in use by process" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"waiting up to 30 s for {tmp_path}, in use by process {os.getpid()} on ")
+    assert said.endswith(" (to start another run beside it: name=other)\n")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_runs import AloneComm
 
-from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest, stopped
+from llmtrain.stopping import END_TIME, MARGIN_S, StopRequest, StopWithinStep, stopped
 
 
 @pytest.fixture
@@ -115,3 +117,36 @@ def test_a_stop_file_made_while_this_start_opens_is_heeded_before_a_step(tmp_pat
 def test_a_signal_may_be_for_one_machine_all_else_is_for_the_run() -> None:
     assert not any(stopped(number.name, "now").whole for number in StopRequest.SIGNALS)
     assert stopped("the file run/STOP", "now").whole and stopped("the job's time limit is near", "now").whole
+
+
+def test_within_a_long_step_all_ranks_leave_after_the_same_micro_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The slower rank, here the other one, sets the pace at which both ask; short steps ask nobody."""
+    clock, asked = [0.0], [""]
+    monkeypatch.setattr("llmtrain.stopping.time.monotonic", lambda: clock[0])
+    exchanges: list[float] = []
+
+    class Two(AloneComm):
+        def gather(self, value: Any) -> list[object]:
+            exchanges.append(clock[0])
+            return [value, [asked[0], 2 * value[1]]]
+
+    ask = StopWithinStep(Two(), StopRequest({}))
+
+    def step(seconds: float, many: int) -> int:
+        """The micro-batches that were made."""
+        exchanges.clear()
+        for done in range(many):
+            if ask(done):
+                return done
+            clock[0] += seconds
+        return many
+
+    assert step(0.5, 100) == 100
+    assert exchanges == [0.5, *(0.5 + 5.0 * k for k in range(1, 10))], "every 10 s of the slower rank"
+    asked[0] = "SIGTERM"
+    assert step(0.5, 100) == 10, "after 10 s of the slower rank"
+    asked[0] = ""
+    assert step(0.001, 100) == 100 and len(exchanges) == 1
+    assert step(0.001, 100) == 100 and not exchanges
