@@ -39,7 +39,7 @@ from data_texts import files, mixed_pages, prose_pages, write_jsonl  # noqa: E40
 from filters import FILTERS, REST  # noqa: E402
 from record import machine, publish  # noqa: E402
 
-import data_prep.build as build_module  # noqa: E402
+import data_prep.tokenizer_of_build as tokenizer_module  # noqa: E402
 from data_prep.build import build  # noqa: E402
 from data_prep.chain import Clock  # noqa: E402
 from data_prep.corpus import DEFAULT_EOS  # noqa: E402
@@ -93,18 +93,18 @@ def cpu_of(work: Any) -> tuple[float, Any]:
 def built(corpus: Path) -> tuple[float, float, Any]:
     """CPU seconds of a build, those of them that comparing engines took, and its report."""
     compared = 0.0
-    choose = build_module.choose_engine
+    choose = tokenizer_module.choose_engine
 
     def timed(*given: Any) -> Any:
         nonlocal compared
         compared, choice = cpu_of(lambda: choose(*given))
         return choice
 
-    build_module.choose_engine = timed
+    tokenizer_module.choose_engine = timed
     try:
         seconds, report = cpu_of(lambda: build(corpus, overwrite=True))
     finally:
-        build_module.choose_engine = choose
+        tokenizer_module.choose_engine = choose
     return seconds, compared, report
 
 

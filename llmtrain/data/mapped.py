@@ -29,7 +29,7 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
-    held = (ctypes.c_char * size).from_address(address)
+    held: Any = (ctypes.c_char * size).from_address(address)
     # the array holds `held`, and so does every view of it; what is left at the end goes with the process
     weakref.finalize(held, _libc().munmap, address, size).atexit = False
     array = np.frombuffer(held, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from filter_texts import NOUNS, prose, run, texts
 
 from data_prep.documents import Document
-from data_prep.steps import features
+from data_prep.steps import features, gopher_datatrove
 from data_prep.steps.gopher_repetition import Grams
+from data_prep.steps.registry import StepSection
 from data_prep.steps.stop_words import STOP_WORDS
 
 
@@ -258,3 +260,70 @@ def test_every_list_of_stop_words_can_be_met() -> None:
         assert len(words) >= 8, language
         found = {word for word in words if features.split_words(word) == [word]}
         assert found == words, f"{language}: {words - found} are never words of a text"
+
+
+class Token:
+    def __init__(self, text: str):
+        self.text = text
+
+
+@pytest.fixture
+def spacy_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What spaCy makes of plain English: words, and each sign of punctuation by itself."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    cut = re.compile(r"\w+|[^\w\s]|\s+")
+    monkeypatch.setattr(gopher_datatrove, "_english", lambda: lambda text: map(Token, cut.findall(text)))
+
+
+def test_datatrove_counts_each_sign_as_a_word(spacy_words: None) -> None:
+    calls = "\n".join(f"the {noun}(of);" for noun in NOUNS * 9) + " of"
+    tuples = "\n".join(f"x{number} = (a, b, c);" for number in range(60))
+    few = {"max_duplicate_ngram_chars": {5: 0.15}, "max_top_ngram_chars": {}}
+    for step, text, settings, rule in (
+        ("gopher_quality", calls, {}, "too few words with a letter"),
+        ("gopher_repetition", tuples, few, "characters in duplicate 5-grams"),
+    ):
+        assert reason(step, text, **settings) is None
+        assert reason(step, text, words="datatrove", **settings) == rule
+        assert reason(step, GOOD) is None and reason(step, GOOD, words="datatrove") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("... ! ? ;" * 40, "too few words"),
+        ("a b c the of " * 20, "words too short"),
+        ("# " * 30 + GOOD, "too many hashes"),
+        ("\n".join(f"- {word}" for word in GOOD.split()), "too many bullet lines"),
+        ("\n".join(f"* {word}" for word in GOOD.split()), None),  # no bullet to datatrove
+        (GOOD.title(), "too few stop words"),  # which are in small letters to datatrove
+    ],
+)
+def test_the_rules_of_quality_are_those_of_datatrove(spacy_words: None, text: str, rule: str | None) -> None:
+    lenient = {} if rule is None or "letter" in rule else {"min_alphabetic_words": 0}
+    assert (
+        reason("gopher_quality", text, words="datatrove", **(lenient or {"min_alphabetic_words": 0.4}))
+        == rule
+    )
+
+
+def test_repeated_ngrams_are_skipped_over_as_datatrove_does() -> None:
+    assert gopher_datatrove._skipping_characters(["a", "b", "c", "a", "b", "c", "a", "b", "c"], 2) == 6
+    assert gopher_datatrove._skipping_characters(["aa", "b", "aa", "b", "aa"], 2) == 3
+    assert gopher_datatrove._top_characters(["one", "two", "three"], 2) == len("one two")
+    assert gopher_datatrove._top_characters(["one"], 2) == 0
+
+
+def test_words_of_datatrove_need_spacy_and_english_and_change_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = StepSection.model_validate({"gopher_quality": {}}).model_dump(mode="json")
+    assert "words" not in plain["gopher_quality"]  # so datasets of before are found up to date
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "spacy" else object())
+    with pytest.raises(ValueError, match="needs spaCy, whose words datatrove counts: pip install spacy"):
+        StepSection.model_validate({"gopher_repetition": {"words": "datatrove"}})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ValueError, match="words: datatrove is for English alone"):
+        StepSection.model_validate({"gopher_quality": {"words": "datatrove", "language": "de"}})
+    said = StepSection.model_validate({"gopher_quality": {"words": "datatrove"}}).model_dump(mode="json")
+    assert said["gopher_quality"]["words"] == "datatrove"

@@ -53,8 +53,27 @@ def test_a_cycle_of_links_ends(tree):
 
 
 def test_nothing_found_is_said_with_the_field(tree):
-    with pytest.raises(DataError, match=r"sources\.0\.path = '.*nope/\*\.txt': no file there"):
-        names(str(tree / "nope/*.txt"))
+    with pytest.raises(
+        DataError, match=r"sources\.0\.path = '.*sbu/\*\.txt': no such file or folder .*mean '.*/sub'"
+    ):
+        names(str(tree / "sbu/*.txt"))
+    with pytest.raises(
+        DataError, match=r"sources\.0\.path = '.*sub/\*\.md': no file there .* that fits \*\.md: cor"
+    ):
+        names(str(tree / "sub/*.md"))
+
+
+def test_what_lies_there_by_the_very_name_is_no_pattern(tmp_path):
+    for name in ("data [2024]/a.txt", "data [2024]/b.md", "b[1].txt", "what?.txt", "data 2/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert names(str(tmp_path / "data [2024]")) == ["a.txt", "b.md"]
+    assert names(str(tmp_path / "data [2024]/*.md")) == ["b.md"]
+    assert names(str(tmp_path / "b[1].txt")) == ["b[1].txt"] and names(str(tmp_path / "what?.txt")) == [
+        "what?.txt"
+    ]
+    assert names(str(tmp_path / "data [0-9]/*")) == ["data 2/c.txt"]
+    assert names(str(tmp_path / "*.txt"), exclude=["b[1].txt"]) == ["what?.txt"]
 
 
 def test_the_standard_library_is_text_of_tens_of_megabytes():
