@@ -208,6 +208,10 @@ class CorpusConfig(Section):
             raise ValueError(
                 "samples.apply_chat_template is for plain prompts, and kind is chat: leave it out"
             )
+        if self.kind == "preference" and self.samples.too_long == "truncate_left":
+            raise ValueError(
+                "samples.too_long = truncate_left would give a pair two prompts: drop, or truncate"
+            )
         fields = FIELDS[self.kind]
         for source in self.sources:
             if not isinstance(source.field, dict):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, processors
@@ -14,14 +15,15 @@ from data_prep.chat.messages import REASONING
 from data_prep.chat.records import Exchange, check_strings
 from data_prep.chat.restarts import Restarts, Tokens, restarts_of
 from data_prep.chat.settings import SamplesSection
-from data_prep.chat.spans import assistant_spans, check_template, wants_text
+from data_prep.chat.spans import assistant_spans, check_template
 from data_prep.chat.template import ChatTemplate, Span, load_template, template_sources
-from data_prep.chat.tools import as_text
+from data_prep.chat.written import CallShape, check_written, pattern_of, shaped
 from data_prep.documents import RejectedError
 from data_prep.tokenizer import load_tokenizer
 from llmtrain.data.shards import HEAD_ENDS, RESTARTS, TRAINED
 from llmtrain.data.too_long import cut_from_the_left
 
+MOST_PATTERNS = 10_000  # of conversations that are remembered
 STRADDLES = "a token reaches over the edge of an assistant's turn"
 
 
@@ -61,7 +63,8 @@ class SampleEncoder:
         self.plain.encode_special_tokens = True  # text stays text
         self.special: tuple[str, ...] = ()  # what only the template may write, once that is loaded
         self._stripping = _stripping(self.rendering)
-        self._wants_text: dict[bool, bool] = {}  # with tools, without: whether a call's arguments are text
+        self._shapes: dict[bool, CallShape] = {}  # of calls, in a conversation with tools and without
+        self._written: set[tuple[Any, ...]] = set()  # patterns of conversations of which nothing is left out
         self._template: ChatTemplate | None = None
 
     @property
@@ -114,18 +117,18 @@ class SampleEncoder:
         return unread + ["tools"] * bool(tools and not template.names("tools", tools))
 
     def _as_read(self, exchange: Exchange) -> Exchange:
-        """With tool calls as the template reads them. Raises RejectedError when it reads none."""
-        if not any("tool_calls" in message for message in exchange.messages):
-            return exchange
-        if not self.template.names("tool_calls", exchange.tools):
-            raise RejectedError("the chat template writes no tool calls")
-        with_tools = bool(exchange.tools)
-        if with_tools not in self._wants_text:
-            self._wants_text[with_tools] = wants_text(self.template, exchange.tools)
-        if not self._wants_text[with_tools]:
-            return exchange
-        messages = (as_text(each) if "tool_calls" in each else each for each in exchange.messages)
-        return replace(exchange, messages=tuple(messages))
+        """With tool calls as the template reads them. Raises RejectedError when it leaves out any message."""
+        if any("tool_calls" in message for message in exchange.messages):
+            with_tools = bool(exchange.tools)
+            if with_tools not in self._shapes:
+                self._shapes[with_tools] = CallShape.of(self.template, exchange.tools)
+            exchange = shaped(exchange, self._shapes[with_tools])
+        pattern = pattern_of(exchange)
+        if pattern not in self._written:
+            check_written(self.template, exchange)
+            if len(self._written) < MOST_PATTERNS:
+                self._written.add(pattern)
+        return exchange
 
     def _encode_plain(self, exchange: Exchange) -> Sample:
         """Prompt and completion are encoded apart, as a prompt is when a model is asked to complete it."""

@@ -157,24 +157,3 @@ def check_template(template: ChatTemplate, added: Mapping[str, bool], turns: Tur
             f"an assistant writes can't be proven: {hint}"
         ) from None
     return special
-
-
-def wants_text(template: ChatTemplate, tools: Sequence[Any] | None) -> bool:
-    """Whether a template writes the arguments of a tool call as they are, so that it needs them as JSON text.
-
-    Most write an object by themselves, and would quote a text once more. Which it is, a call shows.
-    """
-    call = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {}}}
-
-    def written(arguments: Any) -> str:
-        function = {"name": "look_up", "arguments": arguments}
-        asks = {"role": ASSISTANT, "content": "", "tool_calls": [{**call, "function": function}]}
-        try:
-            return template.render([*PROBE[:1], asks], tools).text
-        except RejectedError:
-            return ""
-
-    as_object = written({"place": "Paris"})
-    if "Paris" in as_object and "{'place'" not in as_object:
-        return False
-    return '{"place": "Paris"}' in written('{"place": "Paris"}')

@@ -97,16 +97,3 @@ def from_json(value: Any, reason: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         raise RejectedError(reason, value[:40]) from None
-
-
-def as_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose calls have their arguments as JSON text, for templates that write them as they are."""
-    calls = [
-        {**call, "function": {**call["function"], "arguments": _dumped(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
-
-
-def _dumped(arguments: dict[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False)

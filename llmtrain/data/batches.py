@@ -82,7 +82,8 @@ class Batches:
         if policy in (None, "refuse"):
             found = [excess for each in self.datasets if (excess := excess_of(each, self.seq_len))]
             if found:
-                fix = f"{found[0].counted}, and packing would cut them in mid-answer: {WAYS_OUT}"
+                counted = "; ".join(excess.counted for excess in found)
+                fix = f"{counted}, and packing would cut them in mid-answer: {WAYS_OUT}"
                 raise ConfigError(
                     Problem("data.seq_len", self.seq_len, origins.get("data.seq_len", "run"), fix)
                 )

@@ -197,6 +197,7 @@ def test_a_template_that_proves_nothing_ends_the_build_before_it_reads(tmp_path:
         ({"tokenizer": {"train": "bpe"}}, "kind: chat needs the tokenizer of the model to tune"),
         ({"samples": {"max_tokens": 1}}, "max_tokens"),
         ({"samples": {"too_long": "cut"}}, "too_long"),
+        ({"kind": "preference", "samples": {"too_long": "truncate_left"}}, "would give a pair two prompts"),
     ],
 )
 def test_a_corpus_file_that_contradicts_itself_is_refused(

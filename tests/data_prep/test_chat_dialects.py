@@ -170,11 +170,41 @@ def test_arguments_as_json_text_are_an_object_where_the_template_writes_one(
     assert '"arguments": {}' in read_and_learnt(chatml, chat([ASKED, none]))[1]
 
 
-def test_calls_for_a_template_that_writes_none_are_refused(tmp_path: Path) -> None:
+def test_what_a_template_leaves_out_is_refused(chatml: Path, tmp_path: Path) -> None:
     folder = chat_folder(tmp_path / "t", MARKED, IM)
     call = {**SAID, "tool_calls": [{"function": ADD}]}
     with pytest.raises(RejectedError, match="the chat template writes no tool calls"):
         encoder(folder).encode(chat([ASKED, call]))
+    three = "message.role in ['user', 'assistant', 'system']"
+    deaf = chat_folder(
+        tmp_path / "d", CHATML.replace("in messages %}", "in messages if " + three + " %}"), IM
+    )
+    deaf_encoder = encoder(deaf)
+    assert deaf_encoder.encode(chat([ASKED, SAID])).mask.any()
+    with pytest.raises(RejectedError, match="leaves out a message") as caught:
+        deaf_encoder.encode(chat([ASKED, call, {"role": "tool", "content": "2"}, THEN]))
+    assert caught.value.detail == "of role 'tool'"
+
+
+def test_a_call_gets_the_content_and_arguments_with_which_the_template_writes_it(tmp_path: Path) -> None:
+    """DeepSeek R1's writes a call only beside a content of null, and its arguments as they stand."""
+    only_null = CHATML.replace(
+        "message.tool_calls or []", "(message.tool_calls or []) if message.content is none"
+    )
+    as_it_stands = only_null.replace("call.function | tojson", "call.function.name + call.function.arguments")
+    prints = CHATML.replace("(message.content or '')", "message.content | string")
+    for template, expected in [
+        (only_null, CALLED),
+        (as_it_stands, '<call>add{"x": 1, "unit": "mm"}</call><|im_end|>'),
+        (prints, CALLED),
+    ]:
+        folder = chat_folder(tmp_path / str(len(template)), template, IM)
+        for content in ({}, {"content": ""}, {"content": None}):
+            call = {"role": "assistant", **content, "tool_calls": [{"function": ADD}]}
+            assert read_and_learnt(folder, chat([ASKED, call]))[1] == expected
+    beside = {**SAID, "tool_calls": [{"function": ADD}]}
+    with pytest.raises(RejectedError, match="the chat template writes no tool calls"):
+        encoder(chat_folder(tmp_path / "beside", only_null, IM)).encode(chat([ASKED, beside]))
 
 
 def test_a_table_s_nulls_are_keys_that_are_not_there(tmp_path: Path) -> None:

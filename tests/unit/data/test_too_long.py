@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,16 @@ def test_a_run_that_does_not_say_what_becomes_of_them_is_refused_and_told_how_ma
     alone = folder_of(tmp_path / "alone", [[shards[0][-1]]])
     with pytest.raises(DataError, match="1 left out: nothing is left for a row: raise data.seq_len"):
         of_run(alone, 5, too_long="truncate_left")
+
+
+def test_a_dataset_of_format_2_is_read_and_says_nothing_of_places(tmp_path):
+    rng = np.random.default_rng(3)
+    plain = [[(token, mark & 1) for token, mark in conversation(rng, turns)] for turns in (1, 1, 9)]
+    source = folder_of(tmp_path / "d", [plain])
+    path = tmp_path / "d" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    run = of_run(source, 20, packing="best_fit", too_long="truncate_left")
+    assert run.notes[0].endswith(": 1 left out (data.too_long)") and run.rows_per_epoch > 0
 
 
 def test_where_nothing_is_too_long_the_policy_changes_nothing_and_concat_says_what_it_cuts(tmp_path):
