@@ -99,9 +99,8 @@ def _reach_is_free(text: Any) -> bool:
     rotary = getattr(text, "rope_parameters", None)
     if not isinstance(rotary, dict):
         return False  # positions that are learnt, each a row of weights
-    kinds = [each for each in rotary.values() if isinstance(each, dict)] or [rotary]  # by layer, or one
-        rotary
-    ]  # by layer, or one for all
+    kinds = [each for each in rotary.values() if isinstance(each, dict)]  # one for each kind of layer
+    kinds = kinds or [rotary]
     fixed = {"factor", "original_max_position_embeddings"}
     return all(
         kind.get("rope_type", "default") in ("default", "linear", "llama3")
