@@ -6,6 +6,7 @@ weights, and where generation by it stops.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,9 +103,8 @@ def _reach_is_free(text: Any) -> bool:
     rotary = getattr(text, "rope_parameters", None)
     if not isinstance(rotary, dict):
         return False  # positions that are learnt, each a row of weights
-    kinds = [each for each in rotary.values() if isinstance(each, dict)] or [
-        rotary
-    ]  # one for all, or each its own
+    kinds = [each for each in rotary.values() if isinstance(each, dict)]  # one for each kind of layer
+    kinds = kinds or [rotary]
     fixed = {"factor", "original_max_position_embeddings"}
     return all(
         kind.get("rope_type", "default") in ("default", "linear", "llama3")
@@ -151,10 +151,10 @@ def load_model(subject: Subject) -> Any:
 
 def generation_of(subject: Subject, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Where generation stops, and how it samples: `generation_config.json` with what it lacks."""
-    from llmtrain.model.generation import completed, settings_in
+    from llmtrain.model.generation import completed
 
     if subject.checkpoint is not None:
-        return completed(settings_in(subject.checkpoint.path), model.config, tokenizer)
+        return completed(settings_of(subject.checkpoint), model.config, tokenizer)
     import transformers
 
     try:
@@ -162,6 +162,17 @@ def generation_of(subject: Subject, model: Any, tokenizer: Any) -> dict[str, Any
     except OSError:  # it need not have one: then transformers goes by the model's configuration
         said = model.generation_config.to_dict()
     return completed(said, model.config, tokenizer)
+
+
+def settings_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """A checkpoint's generation_config.json, if its manifest vouches for one: an older version wrote none."""
+    from llmtrain.checkpoint.files import read_plain
+    from llmtrain.checkpoint.manifest import GENERATION
+
+    if GENERATION not in {entry.name for entry in checkpoint.manifest.files}:
+        return None
+    content: dict[str, Any] = json.loads(read_plain(checkpoint.path, GENERATION))
+    return content
 
 
 def precision_of(config: Any) -> str:

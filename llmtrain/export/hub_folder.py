@@ -30,8 +30,8 @@ from llmtrain.export.card import model_card
 from llmtrain.export.push import check_destination, push_folder
 from llmtrain.export.tokenizer import write_tokenizer
 from llmtrain.export.weights import PUBLIC_FILE, SHARD_BYTES, lay_out, write_weights
-from llmtrain.model.generation import completed, first_or_all, settings_in, token_ids
-from llmtrain.trained import config_of, is_model_folder, reach_of
+from llmtrain.model.generation import completed, first_or_all, token_ids
+from llmtrain.trained import config_of, is_model_folder, reach_of, settings_of
 
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -168,7 +168,7 @@ def _write_settings(checkpoint: Checkpoint, model: Any, tokenizer: Any, folder: 
     """config.json and generation_config.json, which say where generation stops: servers read either."""
     from transformers import __version__
 
-    said = settings_in(checkpoint.path)
+    said = settings_of(checkpoint)
     if tokenizer is not None:
         settings = completed(said, model.config, tokenizer)
     else:  # nobody knows better than the config, or than the run did
