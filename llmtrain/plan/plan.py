@@ -20,8 +20,8 @@ from llmtrain.config.world import may_restart
 from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
 from llmtrain.plan.memory import rows_that_fit
-from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.model_rules import model_problems
+from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.rules import batch_problem, buffer_problems, strategy_problems
 from llmtrain.plan.schedule import Schedule, steps_for_tokens, warmup_steps
 from llmtrain.plan.topology import Topology
