@@ -56,7 +56,7 @@ def loss_of(model: Any, probe: Probe) -> float:
     """The loss of a transformers causal LM on the probe's rows, summed in fp32: by rows, or by documents.
 
     By documents where lengths change the rotary frequencies: transformers would take a whole row's length,
-    training takes each document's. The shortest comes first, as transformers keeps what a longer one has left.
+    training takes each document's. The shortest comes first: what a longer one has left is kept.
     """
     import torch
 

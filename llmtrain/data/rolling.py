@@ -1,9 +1,9 @@
 """Every token of every document, as lm-evaluation-harness scores text (its `loglikelihood_rolling`).
 
 A document stands by itself. Its first token follows the tokenizer's begin token (else its end token), its end
-is not predicted, and no token is left out. A document longer than a row goes on in the next, which begins with
-the last token of the one before; its last row is full and predicts only what is left. So every row is one
-document's, and no attention has to be kept from others.
+is not predicted, and no token is left out. A document longer than a row goes on in the next, which begins
+with the last token of the one before; its last row is full and predicts only what is left. So every row is
+one document's, and no attention has to be kept from others.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from llmtrain.errors import DataError
 
 
 class RollingRows:
-    """The first `documents` of a split (None: all) as rows of `seq_len` tokens (`llmtrain.data.rows.Rows`)."""
+    """The first `documents` of a split (None: all) as rows of `seq_len` tokens (`data.rows.Rows`)."""
 
     def __init__(self, dataset: Dataset, seq_len: int, documents: int | None = None):
         if dataset.masked:
             kind = dataset.manifest.kind
             raise DataError(
-                f"{dataset.folder} holds {kind} data, of which only some tokens are taught: rolling evaluation "
-                "scores all tokens of text; leave it out"
+                f"{dataset.folder} holds {kind} data, of which only some tokens are taught, and --rolling "
+                "scores all tokens of text: leave it out"
             )
         self.datasets = (dataset,)
         self.seq_len = seq_len
@@ -77,7 +77,7 @@ class RollingRows:
         return self._dataset.bytes_per_token
 
     def read(self, start: int, stop: int) -> RowArrays:
-        """Rows `start` to `stop` (exclusive); behind the end of a document its row repeats the begin token."""
+        """Rows `start` to `stop` (exclusive); behind a document its row is filled with the begin token."""
         shape = (stop - start, self.seq_len)
         tokens, labels = np.full(shape, self._prefix), np.full(shape, IGNORED)
         for row, number in enumerate(range(start, stop)):

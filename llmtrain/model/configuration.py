@@ -81,8 +81,8 @@ def text_model(config: Any) -> Any:
         raise ValueError(f"its model_type {config.model_type} is no causal language model in transformers")
     if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"its model_type {config.model_type} is multimodal, and its text part, {text.model_type}, is no causal "
-            "language model that transformers makes by itself"
+            f"its model_type {config.model_type} is multimodal, and its text part, {text.model_type}, is no "
+            "causal language model that transformers makes by itself"
         )
     text.dtype = text.dtype or config.dtype
     text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
@@ -131,8 +131,8 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
         raise ConfigError(Problem("model.config", None, ORIGIN, fix)) from error
     text = config.get_text_config()
     if text is not config:
-        fix = f"{family} is multimodal, and text trains its text part alone: write model_type: {text.model_type} "
-        fix += "and the keys of its text_config here"
+        fix = f"{family} is multimodal, and text trains its text part alone: write "
+        fix += f"model_type: {text.model_type} and the keys of its text_config here"
         raise ConfigError(Problem("model.config.model_type", family, ORIGIN, fix))
     without = [key for key in undeclared if not _follows(config, key)]
     if without:
@@ -141,7 +141,7 @@ def _from_dict(given: dict[str, Any], ids: dict[str, int | None]) -> Any:
 
 
 def _follows(config: Any, key: str) -> bool:
-    """Whether the model follows an undeclared key; a value that it can't be made with is the user's to mend."""
+    """Whether the model follows an undeclared key; a value that it can't be made with is refused."""
     try:
         return takes_effect(config, key)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Rows longer than a model's configuration says it reads: refused, or taken with a configuration that says so."""
+"""Rows longer than a model's configuration says it reads: refused, or taken and written there."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def take_length(config: Any, seq_len: int, field: str = "data.seq_len") -> str:
     """
     require_documents_rule(config, seq_len, field)
     text = config.get_text_config()
-    name = next((name for name in LENGTHS if isinstance(getattr(text, name, None), int)), None)
-    most = getattr(text, name) if name else None
-    if name is None or seq_len <= most or _follows_length(text):
+    name = next((name for name in LENGTHS if isinstance(getattr(text, name, None), int)), "")
+    most = int(getattr(text, name)) if name else seq_len
+    if seq_len <= most or _follows_length(text):
         return ""
     if _has_table(config, name):
         family = f"model_type {config.model_type}"

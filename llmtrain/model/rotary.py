@@ -1,7 +1,7 @@
 """Rotary frequencies that depend on a length, made to depend on each document's own.
 
-transformers takes the frequencies of `dynamic` and `longrope` by the longest position of the whole micro-batch
-and keeps them for the next one: the loss would change with batch.micro, with the rank and with the stage. Here
+transformers takes the frequencies of `dynamic` and `longrope` by the longest position of the micro-batch and
+keeps them for the next one: the loss would change with batch.micro, with the rank and with the stage. Here
 every document has the frequencies that transformers gives it when it comes alone, to a model just loaded, so
 training, evaluation and the exported model's users compute the same.
 """
@@ -41,15 +41,14 @@ def reach(config: Any) -> int | None:
 
 
 def require_documents_rule(config: Any, seq_len: int, field: str) -> None:
-    """ConfigError when rows of `seq_len` reach lengths at which this family's frequencies are not understood."""
+    """ConfigError when rows of `seq_len` reach lengths where this family's frequencies are not understood."""
     limit = reach(config)
     if limit is None or seq_len <= limit or _proves(config):
         return
     family = config.model_type
-    fix = f"rotary frequencies of {family} change above {limit} tokens in a way that is not proven to depend on a "
-    fix += (
-        f"document alone, so the loss would depend on what is beside it in a micro-batch; use at most {limit}"
-    )
+    fix = f"rotary frequencies of {family} change above {limit} tokens in a way that is not proven to depend "
+    fix += "on a document alone, so the loss would depend on what is beside it in a micro-batch; use at most "
+    fix += str(limit)
     raise ConfigError(Problem(field, seq_len, f"model_type {family}", fix))
 
 
@@ -164,6 +163,6 @@ def _same_alone(shape: Any) -> bool:
         parts = zip(*alone, strict=True) if isinstance(packed, tuple) else [alone]
         whole = packed if isinstance(packed, tuple) else [packed]
         for found, expected in zip(whole, parts, strict=True):
-            if not torch.allclose(found, torch.cat(expected, 1), rtol=1e-5, atol=1e-6):
+            if not torch.allclose(found, torch.cat(list(expected), 1), rtol=1e-5, atol=1e-6):
                 return False
     return True

@@ -1,7 +1,7 @@
 """Keys that a family's modelling code reads though its configuration class does not declare them.
 
-Some 80 families read `head_dim` so. Such a key is taken when a model made with another value differs: a key that
-nothing follows from would be a setting silently ignored.
+Some 80 families read `head_dim` so. Such a key is taken when a model made with another value differs: a key
+that nothing follows from would be a setting silently ignored.
 """
 
 from __future__ import annotations

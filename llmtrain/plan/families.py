@@ -1,4 +1,4 @@
-"""What the installed transformers says of a model family, read from its source: importing it would import torch.
+"""What the installed transformers says of a model family, read from its source: an import would cost torch.
 
 Where a family's files are not as expected, nothing is said, and what is wrong is found when the run starts.
 """
@@ -147,7 +147,7 @@ def _keys_of(file: str, variable: str) -> frozenset[str]:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
         if isinstance(target, ast.Name) and target.id == variable and isinstance(value, ast.Dict):
-            return frozenset(key.value for key in value.keys if isinstance(key, ast.Constant))
+            return frozenset(str(key.value) for key in value.keys if isinstance(key, ast.Constant))
     return frozenset()
 
 

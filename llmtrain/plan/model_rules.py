@@ -1,7 +1,7 @@
 """What a model can't be, told from its section of the run alone: each refused with the way out, before torch.
 
-The names that count are those of the installed transformers (`llmtrain.plan.families`); what its own classes find
-besides is said when the run starts.
+The names that count are those of the installed transformers (`llmtrain.plan.families`); what its own classes
+find besides is said when the run starts.
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def id_problems(loaded: LoadedRun, vocabulary: int | None) -> list[Problem]:
     config = loaded.config.model.config or {}
     said = config.get("vocab_size")
     size = said if isinstance(said, int) else vocabulary
-    problems = []
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id") if size is not None else ():
+    problems: list[Problem] = []
+    if size is None:
+        return problems
+    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         value = config.get(key)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(one, int) and not 0 <= one < size for one in values):
@@ -130,10 +132,11 @@ def length_note(config: dict[str, Any], seq_len: int) -> str:
 
 
 def longer_note(most: int, seq_len: int) -> str:
-    """The sentence for a model without a table, of `most` positions, that is trained on rows of `seq_len`."""
+    """The sentence for a model without a table, of `most` positions, trained on rows of `seq_len`."""
     return (
-        f"rows of {seq_len} tokens are longer than the model's max_position_embeddings of {most}: its positions "
-        f"have no end, so it is trained on them, and its config.json, the exported one too, will say {seq_len}"
+        f"rows of {seq_len} tokens are longer than the model's max_position_embeddings of {most}: its "
+        "positions have no end, so it is trained on them, and its config.json, the exported one too, will "
+        f"say {seq_len}"
     )
 
 

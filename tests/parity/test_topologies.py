@@ -115,7 +115,7 @@ def test_trains_as_one_plain_process(
 def test_frequencies_by_length_are_each_documents_own(
     worlds: Any, reference: Any, model: str, ranks: int, pipeline: int, template: str, micro: int
 ) -> None:
-    """transformers takes them by the longest document of a micro-batch: the loss would change with `micro`."""
+    """transformers takes them by the longest document of a micro-batch: the loss would follow `micro`."""
     batch = {"rows": 8, "micro": micro}
     results = worlds.run(
         f"{PROGRAM}:train",

@@ -98,7 +98,7 @@ def test_what_it_can_do_is_planned(config: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_rows_longer_than_a_table_of_positions_are_refused(tmp_path: Path) -> None:
-    fix = "data.seq_len = 2048 .*table of 1024; use data.seq_len: 1024 or less, or model.config.n_positions: 2048"
+    fix = "data.seq_len = 2048 .*table of 1024; use .*: 1024 or less, or model.config.n_positions: 2048"
     with pytest.raises(ConfigError, match=fix):
         make_plan(load_run(run_file(tmp_path, {**GPT2, "n_positions": 1024}, 2048)), 1, "cpu", environ={})
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_positions": 32}')

@@ -56,8 +56,8 @@ def test_a_hugging_face_folder_scores_what_transformers_says(hf_folder: Path, ow
 def rolling_by_transformers(folder: Path, documents: list[list[int]], prefix: int, most: int) -> float:
     """The sum of losses by lm-evaluation-harness's definition of loglikelihood_rolling, document by document.
 
-    Windows of `most` predictions, each after one token that the window before ended with; the last one keeps as
-    much as it can read before what it predicts.
+    Windows of `most` predictions, each after one token that the window before ended with; the last one keeps
+    as much as it can read before what it predicts.
     """
     model, total = transformers.AutoModelForCausalLM.from_pretrained(folder), 0.0
     for tokens in documents:
