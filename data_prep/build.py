@@ -235,12 +235,12 @@ def _write_built(work: Work, manifest: Manifest, written: Written, seconds: floa
         "seconds": seconds,
         "workers": workers,
         "seconds_by_step": dict(sorted(written.seconds.items())),
-        "corpus_wide": [json.loads(path.read_text()) for path in decided],
+        "corpus_wide": [json.loads(path.read_text(encoding="utf-8")) for path in decided],
         "chunks": work.plan.chunks,
         "passes": work.plan.passes,
-        "chunks_taken": len((work.folder / CLAIMS).read_text().splitlines()),
+        "chunks_taken": len((work.folder / CLAIMS).read_text(encoding="utf-8").splitlines()),
     }
-    (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     write_report(folder, work.plan.corpus, manifest, written, facts)
     sync_folder(folder)
 
@@ -327,7 +327,7 @@ def _make_tokenizer(
     """The tokenizer of the dataset, made in the work folder or found there."""
     entry = work / TOKENIZER_ENTRY
     if entry.exists():
-        return TokenizerEntry.model_validate_json(entry.read_text())
+        return TokenizerEntry.model_validate_json(entry.read_text(encoding="utf-8"))
     remove(work / TOKENIZER)
     described = _fill_tokenizer(corpus, sources, found, work / TOKENIZER, tell)
     if corpus.kind == "text":  # fine-tuning data needs to know where in the text each token stands
@@ -336,7 +336,7 @@ def _make_tokenizer(
         engine = choose_engine(work / TOKENIZER, corpus.tokenizer.engine, texts)
         described = described.model_copy(update={"engine": str(engine)})
     part = entry.with_suffix(".part")
-    part.write_text(described.model_dump_json())
+    part.write_text(described.model_dump_json(), encoding="utf-8")
     for path in [part, *(work / TOKENIZER).iterdir()]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
 """The main text of a web page, without menus, footers and comments, as trafilatura finds it.
 
-The extra `html` (`pip install trafilatura lxml_html_clean`): asked for by `format: html` or `warc`, or a file's suffix.
+The extra `html` (trafilatura, lxml_html_clean): asked for by `format: html` or `warc`, or a file's suffix.
 """
 
 from __future__ import annotations
