@@ -20,12 +20,14 @@ from llmtrain.cli.init import init_verb
 from llmtrain.cli.options import Actions, Verb, add_verb, at_least
 from llmtrain.config.home import settle_home
 from llmtrain.config.secrets import redact
-from llmtrain.config.streams import steady_streams
+from llmtrain.config.streams import speak_utf_8, steady_streams
 from llmtrain.errors import ConfigError, LlmtrainError, Problem, StopRequested
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
+    if argv is None:
+        speak_utf_8()
     steady_streams()
     settle_home()
     sys.excepthook = _without_secrets

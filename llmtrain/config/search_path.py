@@ -58,8 +58,8 @@ def shadow_warnings(launcher: str) -> list[str]:
     if not found:
         return []
     return [
-        f"{', '.join(found)} here: these are names of modules, so {launcher}'s own processes may execute them; "
-        f"move them away, or set {SAFE}=1 (Python 3.11 and later)"
+        f"{', '.join(found)} here: these are names of modules, so {launcher}'s own processes may execute "
+        f"them; move them away, or set {SAFE}=1 (Python 3.11 and later)"
     ]
 
 
