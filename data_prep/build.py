@@ -283,12 +283,12 @@ def _write_built(work: Work, manifest: Manifest, written: Written, spent: _Spent
         "read_bytes": written.read_bytes,
         "seconds_by_stage": spent.stages,
         "seconds_by_step": dict(sorted(written.seconds.items())),
-        "corpus_wide": [json.loads(path.read_text()) for path in decided],
+        "corpus_wide": [json.loads(path.read_text(encoding="utf-8")) for path in decided],
         "chunks": work.plan.chunks,
         "passes": work.plan.passes,
-        "chunks_taken": len((work.folder / CLAIMS).read_text().splitlines()),
+        "chunks_taken": len((work.folder / CLAIMS).read_text(encoding="utf-8").splitlines()),
     }
-    (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / BUILT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     write_report(folder, work.plan.corpus, manifest, written, facts)
     sync_folder(folder)
 

@@ -65,7 +65,7 @@ class Laborer:
             return False
         try:
             if not work.result(number, ticket.number).exists():  # else its holder died just after making it
-                with open(work.folder / CLAIMS, "a") as claims:
+                with open(work.folder / CLAIMS, "a", encoding="utf-8") as claims:
                     claims.write(f"{number} {ticket.number} {holder()}\n")
                 self.read_bytes = self.heart.content = 0
                 self.heart.sign = ticket.path

@@ -81,7 +81,7 @@ def _decisive(corpus: CorpusConfig) -> dict:
 def _gone(watch: Watch, partial: Path) -> bool:
     """Whether the build itself has ended without having finished."""
     try:
-        who = json.loads((partial / MARK).read_text())
+        who = json.loads((partial / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # it is just being written, or all is done
         return False
     return watch.gone(who, partial / MARK)

@@ -38,7 +38,7 @@ def here() -> str:
     """This machine since it started, and within it the space in which process numbers are unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
     return re.sub(r"[^A-Za-z0-9-]", "-", parts[0])[:40] + "-" + digest
@@ -52,7 +52,7 @@ def holder() -> str:
 def _started(pid: int) -> str | None:
     """When a process of this machine started; None when there is none, or only what is left of one."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
@@ -103,7 +103,10 @@ class Heart(threading.Thread):
         """One sign of life, if there is something to give it for."""
         sign = self.sign
         if sign is not None:
-            with contextlib.suppress(OSError), open(sign, "r+") as file:  # never made anew: it may be done
+            with (
+                contextlib.suppress(OSError),
+                open(sign, "r+", encoding="utf-8") as file,
+            ):  # never made anew: it may be done
                 file.write(json.dumps(self.content))
                 file.truncate()
             with contextlib.suppress(OSError):
@@ -172,7 +175,7 @@ class Queue:
         content["trace"] = "".join(traceback.format_exception(error))
         part = self.failed / f".{ticket.number}@{holder()}"
         with contextlib.suppress(OSError):  # the disk may be full, or the build given up
-            part.write_text(json.dumps(content))
+            part.write_text(json.dumps(content), encoding="utf-8")
             part.rename(self.failed / f"{ticket.number:0{DIGITS}d}")
         ticket.release()
 
@@ -191,7 +194,9 @@ class Queue:
 
     def failure(self, number: int) -> dict[str, Any]:
         """What went wrong with a chunk."""
-        content: dict[str, Any] = json.loads((self.failed / f"{number:0{DIGITS}d}").read_text())
+        content: dict[str, Any] = json.loads(
+            (self.failed / f"{number:0{DIGITS}d}").read_text(encoding="utf-8")
+        )
         return content
 
     def at_work(self) -> dict[int, int]:
@@ -201,7 +206,7 @@ class Queue:
             number, who = name.split("@")
             if not self.watch.gone(who, self.taken / name):
                 with contextlib.suppress(OSError, ValueError):
-                    found[int(number)] = int((self.taken / name).read_text() or 0)
+                    found[int(number)] = int((self.taken / name).read_text(encoding="utf-8") or 0)
         return found
 
 

@@ -32,7 +32,7 @@ def sole_builder(output: Path) -> Iterator[None]:
     """Holds the lock of an output folder. Raises DataError when another build does."""
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name(output.name + ".lock")
-    with open(path, "w") as lock:
+    with open(path, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

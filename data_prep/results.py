@@ -118,7 +118,7 @@ def _settle(file: BinaryIO) -> None:
 
 def read_result(folder: Path) -> Result:
     """The counts of a chunk's result."""
-    content = json.loads((folder / RESULT).read_text())
+    content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     del content["sizes"]
     return Result(**content | {"tally": Tally(**content["tally"])})
 
@@ -126,7 +126,7 @@ def read_result(folder: Path) -> Result:
 def is_whole(folder: Path) -> bool:
     """Whether all files of a result have their sizes: a machine that lost its power may have lost some."""
     try:
-        sizes = json.loads((folder / RESULT).read_text())["sizes"]
+        sizes = json.loads((folder / RESULT).read_text(encoding="utf-8"))["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False

@@ -25,7 +25,7 @@ def make_tokenizer(
     """
     entry = work / TOKENIZER_ENTRY
     if entry.exists():
-        return TokenizerEntry.model_validate_json(entry.read_text())
+        return TokenizerEntry.model_validate_json(entry.read_text(encoding="utf-8"))
     remove(work / TOKENIZER)
     texts = _Kept(sample)
     described = _fill(corpus, found, texts, work / TOKENIZER, tell)
@@ -34,7 +34,7 @@ def make_tokenizer(
         engine = choose_engine(work / TOKENIZER, corpus.tokenizer.engine, texts.again())
         described = described.model_copy(update={"engine": str(engine)})
     part = entry.with_suffix(".part")
-    part.write_text(described.model_dump_json())
+    part.write_text(described.model_dump_json(), encoding="utf-8")
     for path in [part, *(each for each in (work / TOKENIZER).rglob("*") if each.is_file())]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -70,7 +70,7 @@ class Work:
     @classmethod
     def open(cls, folder: Path) -> Work:
         """The work that someone has begun in this folder."""
-        plan = Plan.model_validate_json((folder / PLAN).read_text())
+        plan = Plan.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
         return cls(folder, plan)
 
     def queue(self, number: int) -> Path:

@@ -115,7 +115,7 @@ class Worker:
     def entry(self) -> TokenizerEntry:
         """The tokenizer of the dataset."""
         if self._entry is None:
-            text = (self.work.folder / TOKENIZER_ENTRY).read_text()
+            text = (self.work.folder / TOKENIZER_ENTRY).read_text(encoding="utf-8")
             self._entry = TokenizerEntry.model_validate_json(text)
         return self._entry
 

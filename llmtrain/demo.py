@@ -63,7 +63,7 @@ def _llmtrain(*words: str, capture: bool = False) -> str:
 
 def _run(command: Sequence[str], capture: bool = False) -> str:
     """Runs a command to its end; returns what it printed when captured. Raises CalledProcessError."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, encoding="utf-8") as process:
         # Ctrl-C reaches the command by itself, which stops in its own time; SIGTERM is passed on
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmtrain.config.search_path import module_command
+from llmtrain.config.shipped import shipped_folder
 from llmtrain.engine import nvme
 from llmtrain.engine.build_locks import build_locks, extension_folder
 from llmtrain.launch import rank_environment, rendezvous_port
@@ -85,7 +86,11 @@ def _versions() -> list[Finding]:
     found = versions()
     missing = [name for name in ("torch", "deepspeed", "transformers") if name not in found]
     text = ", ".join(f"{name} {number}" for name, number in found.items())
-    findings = [Finding("versions", "good", text), Finding("python", "good", sys.executable)]
+    findings = [
+        Finding("versions", "good", text),
+        Finding("python", "good", sys.executable),
+        Finding("files", "good", f"recipes, ds_configs, launch, constraints.txt are in {shipped_folder()}"),
+    ]
     if missing:
         names = " ".join(missing)
         findings.append(Finding("packages", "bad", f"not installed; run: pip install {names}"))
@@ -173,7 +178,7 @@ def _leftovers() -> list[Finding]:
 
 def _memory() -> list[Finding]:
     facts = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(":")
         facts[name] = int(rest.split()[0]) * 1024
     text = f"{gibibytes(facts['MemAvailable'])} of {gibibytes(facts['MemTotal'])} free"
@@ -235,7 +240,12 @@ def _two_ranks(device: str) -> tuple[list[int | None], list[str]]:
         for process in ranks:
             process.kill()
             process.wait()
-        said = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [
+            line
+            for log in logs
+            for line in log.read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     return statuses, said
 
 

@@ -172,6 +172,6 @@ def stopped(why: str, when: str) -> StopRequested:
 def _process_began() -> float:
     """When this process was started, as time.time() has it."""
     ticks = int(
-        Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     )  # since the machine's start
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from llmtrain.config.home import settle_home
 from llmtrain.config.search_path import shadow_warnings
 from llmtrain.config.secrets import redact
-from llmtrain.config.streams import steady_streams
+from llmtrain.config.streams import speak_utf_8, steady_streams
 from llmtrain.config.world import World, world_from_environment
 from llmtrain.data.batches import Batches
 from llmtrain.data.packed import PackedRows
@@ -331,6 +331,8 @@ def work(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The rank's entry; returns its exit status. With other ranks, a failure ends the process at once."""
+    if argv is None:
+        speak_utf_8()
     stop = StopRequest().listen()  # before torch is imported: a request is never lost
     steady_streams(stdout=True)
     settle_home()

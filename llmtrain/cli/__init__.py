@@ -22,7 +22,7 @@ from llmtrain.cli.options import Actions, Parser, Verb, add_verb, at_least
 from llmtrain.config.foreign_names import pointer
 from llmtrain.config.home import settle_home
 from llmtrain.config.secrets import redact
-from llmtrain.config.streams import steady_streams
+from llmtrain.config.streams import speak_utf_8, steady_streams
 from llmtrain.errors import ConfigError, InputError, LlmtrainError, Problem, StopRequested
 
 NEXT = """\
@@ -40,6 +40,8 @@ Every verb and its options: llmtrain --help, llmtrain VERB --help"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
+    if argv is None:
+        speak_utf_8()
     steady_streams()
     settle_home()
     sys.excepthook = _without_secrets

@@ -15,11 +15,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def leave_out_working_folder() -> None:
     """Undoes what `python -m llmtrain…` has put in front of the search path; names what slipped through.
 
-    Python's own search for the module comes before us, and imports a handful of its library's files.
+    accelerate puts the folder there once more, by PYTHONPATH. Python's own search for the module comes before
+    us, and imports a handful of its library's files.
     """
-    if getattr(sys.flags, "safe_path", False) or sys.flags.isolated:
-        return
-    here = sys.path.pop(0)
+    here = os.getcwd()
+    sys.path[:] = [place for place in sys.path if place != here]
     if here == ROOT:  # a checkout that nobody has installed; what is installed goes first
         sys.path.append(here)
         return
@@ -44,8 +44,8 @@ def module_command(module: str) -> list[str]:
 
 
 def shadow_warnings(launcher: str) -> list[str]:
-    """What a launcher of others, which starts its own helpers with `python -m`, may take for a module."""
-    if launcher in ("none", "llmtrain", "slurm", "mpi") or os.environ.get(SAFE):
+    """What `deepspeed`, which starts a helper of its own with `python -m`, may take for a module."""
+    if launcher != "deepspeed" or os.environ.get(SAFE) or os.getcwd() == ROOT:
         return []
     from importlib.util import find_spec
 
@@ -53,13 +53,14 @@ def shadow_warnings(launcher: str) -> list[str]:
     for entry in sorted(os.listdir()):
         name, kind = os.path.splitext(entry)
         package = os.path.isfile(os.path.join(entry, "__init__.py"))
-        spec = find_spec(name) if name.isidentifier() and (kind == ".py" or package) else None
-        if spec is not None and os.getcwd() != ROOT:
-            found.append(
-                f"{entry} has the name of a module that Python has: {launcher}'s own processes may execute "
-                f"it; move it away, or set {SAFE}=1 (Python 3.11 and later)"
-            )
-    return found
+        if name.isidentifier() and (kind == ".py" or package) and find_spec(name) is not None:
+            found.append(entry)
+    if not found:
+        return []
+    return [
+        f"{', '.join(found)} here: these are names of modules, so {launcher}'s own processes may execute "
+        f"them; move them away, or set {SAFE}=1 (Python 3.11 and later)"
+    ]
 
 
 class SafeChildren:

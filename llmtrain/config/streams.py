@@ -7,6 +7,20 @@ import os
 import sys
 
 
+def speak_utf_8() -> None:
+    """Starts this program again in Python's UTF-8 mode where the machine's locale has another encoding.
+
+    Names of files, words of the command line and libraries follow the locale otherwise. What is printed still
+    comes in the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = getattr(sys.stdout, "encoding", None) or "utf-8"
+    os.environ.setdefault("PYTHONIOENCODING", f"{shown}:backslashreplace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def steady_streams(stdout: bool = False) -> None:
     """Makes stderr, and with `stdout` that too, outlast its reader; a letter that it lacks is escaped.
 

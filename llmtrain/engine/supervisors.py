@@ -77,7 +77,7 @@ def _follow(above: list[tuple[int, str]]) -> None:
 def _facts(pid: int) -> tuple[int, str] | None:
     """Parent and start time of a process; None when it is gone, or only its exit status is left."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] == "Z" else (int(fields[1]), fields[19])

@@ -72,7 +72,7 @@ class Watchdog:
 
         Rank 0 gets what the ranks of an earlier start have told of a hang, if they have, and takes it away.
         """
-        self._log = path.open("a", buffering=1)
+        self._log = path.open("a", buffering=1, encoding="utf-8")
         self._arm()
         if self._begun:
             with suppress(OSError):  # already now: other machines see a new folder late
@@ -144,7 +144,7 @@ class Watchdog:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 scratch = self.folder / f"{_report(self.rank)}.part"
-                scratch.write_text(json.dumps(own))
+                scratch.write_text(json.dumps(own), encoding="utf-8")
                 scratch.replace(self.folder / _report(self.rank))
                 reports = self._gathered()
             except OSError as error:  # a full disk, or one that is gone: nobody is accused of silence
@@ -210,7 +210,9 @@ def _reported(folder: Path) -> list[int]:
 
 
 def _read(folder: Path) -> dict[int, Report]:
-    return {rank: json.loads((folder / _report(rank)).read_text()) for rank in _reported(folder)}
+    return {
+        rank: json.loads((folder / _report(rank)).read_text(encoding="utf-8")) for rank in _reported(folder)
+    }
 
 
 def _where(frame: FrameType | None) -> str:

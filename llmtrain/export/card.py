@@ -84,7 +84,7 @@ def _scores(checkpoint: Checkpoint) -> Iterator[str]:
     """The last evaluation at or before the checkpoint's step, when the run folder has one."""
     last: dict[str, Any] = {}
     path = checkpoint.path.parent.parent / "metrics.jsonl"
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
         except ValueError:

@@ -201,7 +201,7 @@ def _reloaded_loss(folder: Path, probe: Probe) -> float:
         [*module_command("llmtrain.checkpoint.probe"), str(folder)],
         input=probe.model_dump_json(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=environment,
         check=False,
     )

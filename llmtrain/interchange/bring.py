@@ -106,7 +106,7 @@ def _table(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             Problem("names", str(path), "--names", f"can't be read as JSON ({error})")

@@ -48,7 +48,7 @@ def write_universal(checkpoint: Checkpoint, out: Path) -> None:
     states = _model_states(checkpoint, shapes, buffers)
     for file in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         torch.save(states, folder / file)
-    (out / "latest_universal").write_text(folder.name)
+    (out / "latest_universal").write_text(folder.name, encoding="utf-8")
 
 
 def _optimizer_state(updates: torch.Tensor) -> dict[str, Any]:

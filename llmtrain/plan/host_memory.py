@@ -15,7 +15,9 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
     None when the system does not tell.
     """
     try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        lines = dict(
+            line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line
+        )
         available = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError, IndexError):
         return None
@@ -26,11 +28,13 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
 def _left_in_cgroup(cgroup: Path) -> int | None:
     """Bytes below the container's limit; its file cache counts as free. None without a limit."""
     try:
-        limit = (cgroup / "memory.max").read_text().strip()
+        limit = (cgroup / "memory.max").read_text(encoding="utf-8").strip()
         if limit == "max":
             return None
-        used = int((cgroup / "memory.current").read_text())
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        used = int((cgroup / "memory.current").read_text(encoding="utf-8"))
+        stat = dict(
+            line.split() for line in (cgroup / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
         return max(0, int(limit) - used + int(stat["inactive_file"]) + int(stat["active_file"]))
     except (OSError, KeyError, ValueError):
         return None

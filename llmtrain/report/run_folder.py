@@ -161,7 +161,10 @@ class RunFolder:
     @contextmanager
     def talk_to_log(self, rank: int) -> Iterator[None]:
         """Sends what libraries print meanwhile to logs/rank-N.log instead of the screen."""
-        with (self.logs / f"rank-{rank}.log").open("a") as sink, contextlib.redirect_stdout(sink):
+        with (
+            (self.logs / f"rank-{rank}.log").open("a", encoding="utf-8") as sink,
+            contextlib.redirect_stdout(sink),
+        ):
             yield
 
 

@@ -292,3 +292,16 @@ def test_a_verb_that_prints_ends_quietly_with_its_reader(tmp_path: Path, ends: s
     command = f"{sys.executable} -m llmtrain plan 125m {ends}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("door", ["llmtrain", "llmtrain.train"])
+def test_a_locale_that_is_not_utf_8_changes_no_name_of_a_file(tmp_path: Path, door: str) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = write_run(tmp_path, tmp_path / "nowhere", name="größe").rename(tmp_path / "läuft.yaml")
+    words = ["plan"] if door == "llmtrain" else []
+    done = subprocess.run(
+        [sys.executable, "-m", door, *words, path.name],
+        cwd=tmp_path, env={**os.environ, **ascii_only}, capture_output=True, encoding="ascii", timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: name = 'gr\\xf6\\xdfe' (l\\xe4uft.yaml:"), done.stderr
