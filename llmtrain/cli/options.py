@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,7 +18,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that answers a word it does not know with the nearest one it does."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends with status 2 and the usage."""
+        """Ends with status 2 and the usage; where an action is missing, with all that there are."""
+        if message.endswith("required: ACTION"):
+            self.print_help(sys.stderr)
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         hint = nearest(found[1], [word.strip("' ") for word in found[2].split(",")]) if found else ""
         super().error(f"unknown: '{found[1]}'; {hint}" if found and hint else message)

@@ -54,8 +54,9 @@ def changes(run_yaml: str, plan: Plan) -> list[Change]:
     for field in dict.fromkeys([*now, *before]):
         old, new = before.get(field), now.get(field)
         origin = _origin(field, plan.origins)
-        silent = origin == "default" and field not in before or origin.startswith("auto")
-        if old != new and not silent:
+        derived = field == "batch.micro" and (origin.startswith("auto: ") or "÷" in origin)
+        unknown = origin == "default" and field not in before
+        if old != new and not derived and not unknown:
             found.append(Change(field, old, new, origin))
     return found
 

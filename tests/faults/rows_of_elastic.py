@@ -92,7 +92,7 @@ def started_twice(lab: Lab, number: int, draw: random.Random) -> Outcome:
         if broken:
             return Outcome(broken)
         with Started(run) as second:
-            broken = second.wait_for(lambda: "waiting for" in second.said, "the second start waits")
+            broken = second.wait_for(lambda: "waiting up to" in second.said, "the second start waits")
             time.sleep(draw.uniform(0, 2))
             if not broken and len(ledger(run)["starts"]) != 1:
                 broken = "the second start wrote in the folder"

@@ -160,6 +160,7 @@ def test_a_broken_corpus_file_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         (["data", "biuld"], "unknown: 'biuld'; did you mean 'build'?"),
         (["train", "run.yaml", "--resume", "atuo"], "unknown: 'atuo'; did you mean 'auto'?"),
         (["xyzzy"], "choose from"),
+        (["data"], "text to a dataset folder"),
         (["train", "run.yaml", "--learning_rate", "1e-4"], "--learning_rate (write optimizer.lr) 1e-4"),
     ],
 )
