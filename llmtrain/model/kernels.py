@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
@@ -171,7 +174,7 @@ def apply_liger(hf: Any, kernels: Kernels) -> None:
             fused_linear_cross_entropy=False,
         )
         functions = {
-            name: value
+            name: _out_of_place(value) if "rotary" in value.__name__ else value
             for name, value in vars(modeling).items()
             if isinstance(value, types.FunctionType) and before.get(name) is not value
         }
@@ -180,6 +183,19 @@ def apply_liger(hf: Any, kernels: Kernels) -> None:
             setattr(modeling, name, value)
     for module in hf.modules():
         _bind_copy(module, modeling, functions)
+
+
+def _out_of_place(rotate: Callable[..., Any]) -> Callable[..., Any]:
+    """Liger's rotation of copies: it writes into query and key without torch noticing.
+
+    Selective recomputation keeps those very tensors as the products' outputs, and would rotate them again.
+    """
+
+    @functools.wraps(rotate)
+    def rotary_of_copies(query: torch.Tensor, key: torch.Tensor, *others: Any, **named: Any) -> Any:
+        return rotate(query.clone(), key.clone(), *others, **named)
+
+    return rotary_of_copies
 
 
 def _bind_copy(module: nn.Module, modeling: Any, functions: dict[str, Any]) -> None:
