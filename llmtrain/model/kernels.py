@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
-from llmtrain.model.attention import has_flash, has_torch_varlen, has_window, is_varlen
+from llmtrain.model.attention import has_flash, has_flash3, has_torch_varlen, has_window, is_varlen
 
 
 @dataclass(frozen=True)
 class Kernels:
     """The implementation of every part that has more than one.
 
-    attention  eager | sdpa | math | cudnn | varlen (torch) | flash (the flash-attn package)
+    attention  eager | sdpa | math | cudnn | varlen (torch) | flash (flash-attn) | flash3
     norm, rope, mlp  torch | liger
     loss       auto (whole logits when small, else in chunks) | whole | chunked | model (the model's own)
     optimizer  torch (for loop) | fused
@@ -70,6 +70,8 @@ def choose_kernels(mode: str, device: str, precision: str, mask_documents: bool 
 
 def _cuda_attention(precision: str, mask_documents: bool) -> str:
     if mask_documents and precision != "fp32":
+        if has_flash3():
+            return "flash3"
         if has_flash():
             return "flash"
         if has_torch_varlen():
@@ -101,7 +103,7 @@ def missing_for_fused(device: str, precision: str, mask_documents: bool) -> list
     """All that `kernels: fused` needs and this machine lacks."""
     missing = [] if device == "cuda" else ["a CUDA device"]
     missing += missing_for_triton()
-    if mask_documents and precision != "fp32" and not (has_flash() or has_torch_varlen()):
+    if mask_documents and precision != "fp32" and not (has_flash3() or has_flash() or has_torch_varlen()):
         missing.append("variable-length attention (torch >= 2.11, or the flash-attn package)")
     return missing
 
@@ -128,6 +130,10 @@ def fit(kernels: Kernels, hf: Any) -> Kernels:
     elif is_varlen(kernels.attention) and not _has_varlen(kernels.attention, hf):
         fitted = replace(fitted, attention="cudnn")
         missing.append(f"{family} can't have its attention by variable lengths with this torch")
+    elif is_varlen(kernels.attention) and (dropout := attention_dropout(hf.config)):
+        fitted = replace(fitted, attention="cudnn")
+        name, share = dropout
+        missing.append(f"attention by variable lengths has no dropout, and {name} is {share}: set it to 0")
     if "liger" in (kernels.norm, kernels.rope, kernels.mlp) and not has_liger_for(family):
         fitted = replace(fitted, norm="torch", rope="torch", mlp="torch")
         missing.append(f"liger-kernel has no kernels for {family}")
@@ -141,6 +147,15 @@ def _has_varlen(attention: str, hf: Any) -> bool:
     kinds = getattr(text, "layer_types", None) or ()
     slides = bool(getattr(text, "sliding_window", None)) or any("sliding" in kind for kind in kinds)
     return hf._supports_flash_attn and (has_window(attention) or not slides)
+
+
+def attention_dropout(config: Any) -> tuple[str, float] | None:
+    """Name and value of a configuration's dropout of attention weights, None when it has none."""
+    for name, value in vars(config.get_text_config()).items():
+        of_attention = "drop" in name and ("attn" in name or "attention" in name)
+        if of_attention and isinstance(value, int | float) and value > 0:
+            return name, value
+    return None
 
 
 def has_liger_for(family: str) -> bool:

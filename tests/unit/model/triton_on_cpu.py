@@ -121,7 +121,7 @@ SHORT = {"gemma3": {"num_hidden_layers": 2, "layer_types": ["sliding_attention",
 def family_by_parts(family: str, recomputes: list[str], choices: list[tuple[str, ...]]) -> float:
     """Loss and gradients of a whole model with each choice of Liger's parts, against torch's alone.
 
-    Liger writes in place outside torch's sight, so what recomputation keeps must not be what Liger overwrites.
+    Liger writes in place outside torch's sight: what recomputation keeps must not be what Liger overwrites.
     """
     from tiny_models import loss_of, packed_rows, tiny_config, whole_model
 
