@@ -32,7 +32,7 @@ CUDNN_FIRST = [
 # cuDNN's gradient of query is NaN for a length of 64 modulo 128 with a mask (torch 2.11 on, on Hopper).
 WITHOUT_CUDNN = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# Name in `Kernels.attention` → name transformers knows it by; one with "flash" in it would be looked for on the Hub.
+# Name in `Kernels.attention` → name transformers knows it by; it would look for a package by "flash" in one.
 NAMES = {
     "eager": "eager",
     "sdpa": "sdpa",

@@ -25,9 +25,9 @@ class Kernels:
 
     attention  eager | sdpa | math | cudnn | varlen (torch) | flash (flash-attn) | flash3
     norm, rope, mlp  torch | liger
-    loss       auto (whole logits when small, else in chunks) | whole | chunked | model (the model's own)
+    loss       whole | chunked | fused (in chunks, by one Triton kernel) | model (the model's own)
     optimizer  torch (for loop) | fused
-    compile    torch.compile per decoder block
+    compile    torch.compile per decoder block, which fuses norm, rope and mlp itself: they stay torch's
     documents  attention must stay inside documents; a family that can't is refused
     strict     what can't be had is an error; otherwise the next best is taken and shown by `describe`
     """
@@ -36,7 +36,7 @@ class Kernels:
     norm: str = "torch"
     rope: str = "torch"
     mlp: str = "torch"
-    loss: str = "auto"
+    loss: str = "chunked"
     optimizer: str = "fused"
     compile: bool = False
     documents: bool = True
@@ -63,9 +63,12 @@ def choose_kernels(mode: str, device: str, precision: str, mask_documents: bool 
         _refuse(missing_for_fused(device, precision, mask_documents))
     if device != "cuda":
         return Kernels(documents=mask_documents)
-    liger = "liger" if not missing_for_triton() else "torch"
+    liger = "torch" if strict or missing_for_liger() else "liger"
+    loss = "chunked" if missing_for_triton() else "fused"
     attention = _cuda_attention(precision, mask_documents)
-    return Kernels(attention, liger, liger, liger, compile=strict, documents=mask_documents, strict=strict)
+    return Kernels(
+        attention, liger, liger, liger, loss, compile=strict, documents=mask_documents, strict=strict
+    )
 
 
 def _cuda_attention(precision: str, mask_documents: bool) -> str:
@@ -79,11 +82,17 @@ def _cuda_attention(precision: str, mask_documents: bool) -> str:
     return "cudnn"
 
 
-def missing_for_triton() -> list[str]:
-    """What stands between this machine and Liger's Triton kernels; Triton compiles a launcher in C."""
+def missing_for_liger() -> list[str]:
+    """What stands between this machine and Liger's kernels, which are written in Triton."""
     missing = []
     if importlib.util.find_spec("liger_kernel") is None:
         missing.append("the liger-kernel package (pip install 'llmtrain[gpu]')")
+    return missing + missing_for_triton()
+
+
+def missing_for_triton() -> list[str]:
+    """What stands between this machine and kernels in Triton, which compiles a launcher in C."""
+    missing = []
     if importlib.util.find_spec("triton") is None:
         missing.append("the triton package")
     if not c_compiler():

@@ -15,7 +15,7 @@ from llmtrain.data.batches import Batches
 from llmtrain.errors import ConfigError, DataError, Problem, nearest
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
-from llmtrain.plan.memory import USABLE, Memory, estimate
+from llmtrain.plan.memory import USABLE, Memory, estimate, kept_by
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.plan import Plan, make_plan
 from llmtrain.plan.prepared import has_begun
@@ -252,7 +252,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
             micro=plan.batch.micro,
             accumulation=plan.batch.accumulation,
             recompute=run.recompute,
-            chunked_loss=run.kernels != "reference",
+            kept=kept_by(run.kernels, kind),
         )
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None
