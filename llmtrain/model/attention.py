@@ -7,6 +7,7 @@ after any context around the forward pass has ended.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -28,14 +29,18 @@ CUDNN_FIRST = [
     SDPBackend.MATH,
 ]
 
-# Name in `Kernels.attention` → name transformers knows it by.
+# cuDNN's gradient of query is NaN for a length of 64 modulo 128 with a mask (torch 2.11 on, on Hopper).
+WITHOUT_CUDNN = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+# Name in `Kernels.attention` → name transformers knows it by; it would look for a package by "flash" in one.
 NAMES = {
     "eager": "eager",
     "sdpa": "sdpa",
     "math": "llmtrain_math",
     "cudnn": "llmtrain_cudnn",
     "varlen": "llmtrain_varlen",
-    "flash": "llmtrain_flash",
+    "flash": "llmtrain_fa2",
+    "flash3": "llmtrain_fa3",
 }
 
 
@@ -50,10 +55,18 @@ def math_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         return sdpa_attention_forward(*args, **kwargs)
 
 
-def cudnn_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-    """Scaled dot product attention, cuDNN's kernel where it can, the next best where not."""
-    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
-        return sdpa_attention_forward(*args, **kwargs)
+def cudnn_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot product attention, cuDNN's kernel where it can and is right, the next best where not."""
+    spoiled = attention_mask is not None and key.shape[-2] % 128 == 64
+    with sdpa_kernel(WITHOUT_CUDNN if spoiled else CUDNN_FIRST, set_priority=True):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 def document_bounds(positions: torch.Tensor) -> torch.Tensor:
@@ -82,14 +95,19 @@ def varlen_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside documents, without a mask; plain SDPA when no bounds are handed in."""
+    """Causal attention inside documents, without a mask; plain SDPA when no bounds are handed in.
+
+    Where every row is one document (there is one bound for each row, and the end) and no window cuts it,
+    that is causal attention over rows, which cuDNN computes faster.
+    """
+    rows, heads, seq, _ = query.shape
+    options = {"dropout": dropout, "scaling": scaling, **kwargs}
     if attention_mask is None or attention_mask.dtype != torch.int32:
-        return cudnn_attention(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return cudnn_attention(module, query, key, value, attention_mask, **options)
     assert softcap is None and dropout == 0.0, "attention over documents knows no softcap and no dropout"
     assert kwargs.get("s_aux") is None, "attention over documents knows no sinks"
-    rows, heads, seq, _ = query.shape
+    if attention_mask.shape[-1] == rows + 1 and (sliding_window is None or sliding_window >= seq):
+        return cudnn_attention(module, query, key, value, None, **options)
     q, k, v = (part.transpose(1, 2).reshape(rows * seq, part.shape[1], -1) for part in (query, key, value))
     chosen = kernel if query.is_cuda else reference_varlen
     out = chosen(q, k, v, attention_mask.flatten(), seq, scaling, sliding_window)
@@ -160,26 +178,42 @@ def flash_varlen(
     longest: int,
     scaling: float | None,
     window: int | None,
+    package: str = "flash_attn",
 ) -> torch.Tensor:
-    """The flash-attn package."""
-    flash_attn_varlen_func = importlib.import_module("flash_attn").flash_attn_varlen_func
-    return flash_attn_varlen_func(
+    """The flash-attn package, or FlashAttention-3's of the same arguments."""
+    out = importlib.import_module(package).flash_attn_varlen_func(
         query,
         key,
         value,
         bounds,
         bounds,
-        longest,
-        longest,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
         softmax_scale=scaling,
         causal=True,
         window_size=(-1 if window is None else window - 1, -1 if window is None else 0),
     )
+    return out[0] if isinstance(out, tuple) else out  # the first ones of version 3 return sums of logits too
 
 
 def has_flash() -> bool:
-    """The flash-attn package is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+    """The flash-attn package is installed and works; version 4 alone, under the same name, has other ones."""
+    return _offers_varlen("flash_attn")
+
+
+def has_flash3() -> bool:
+    """FlashAttention-3 is installed and this is the GPU it is for, Hopper."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return hopper and _offers_varlen("flash_attn_interface")
+
+
+def _offers_varlen(package: str) -> bool:
+    if importlib.util.find_spec(package) is None:
+        return False
+    try:
+        return hasattr(importlib.import_module(package), "flash_attn_varlen_func")
+    except (ImportError, OSError):  # built for another torch
+        return False
 
 
 def has_torch_varlen() -> bool:
@@ -206,9 +240,16 @@ def attention_by_flash(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
     return varlen_attention(*args, kernel=flash_varlen, **kwargs)
 
 
+def attention_by_flash3(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """`varlen_attention` over FlashAttention-3."""
+    return varlen_attention(
+        *args, kernel=functools.partial(flash_varlen, package="flash_attn_interface"), **kwargs
+    )
+
+
 def is_varlen(attention: str) -> bool:
     """Documents travel as bounds and not as a mask."""
-    return attention in ("varlen", "flash")
+    return attention in ("varlen", "flash", "flash3")
 
 
 def register() -> None:
@@ -217,7 +258,8 @@ def register() -> None:
         "llmtrain_math": math_attention,
         "llmtrain_cudnn": cudnn_attention,
         "llmtrain_varlen": attention_by_torch,
-        "llmtrain_flash": attention_by_flash,
+        "llmtrain_fa2": attention_by_flash,
+        "llmtrain_fa3": attention_by_flash3,
     }
     for name, function in functions.items():
         AttentionInterface.register(name, function)

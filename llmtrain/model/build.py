@@ -113,7 +113,7 @@ def _loss_of_the_model(config: Any, stages: int, kernels: Kernels) -> Kernels:
     if stages > 1:
         why = "its logits are not known as a function of its last hidden states; use parallel.pipeline: 1"
         raise ConfigError(Problem("parallel.pipeline", stages, family, why))
-    if kernels.strict or kernels.loss == "chunked":
+    if kernels.strict:
         why = "its logits are not known as a function of its last hidden states, so its loss can't be fused; "
         why += "use kernels: auto"
         raise ConfigError(Problem("kernels", "fused", family, why))

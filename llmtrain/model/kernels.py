@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
-from llmtrain.model.attention import has_flash, has_torch_varlen, has_window, is_varlen
+from llmtrain.model.attention import has_flash, has_flash3, has_torch_varlen, has_window, is_varlen
 
 
 @dataclass(frozen=True)
 class Kernels:
     """The implementation of every part that has more than one.
 
-    attention  eager | sdpa | math | cudnn | varlen (torch) | flash (the flash-attn package)
+    attention  eager | sdpa | math | cudnn | varlen (torch) | flash (flash-attn) | flash3
     norm, rope, mlp  torch | liger
-    loss       auto (whole logits when small, else in chunks) | whole | chunked | model (the model's own)
+    loss       whole | chunked | fused (in chunks, by one Triton kernel) | model (the model's own)
     optimizer  torch (for loop) | fused
-    compile    torch.compile per decoder block
+    compile    torch.compile per decoder block, which fuses norm, rope and mlp itself: they stay torch's
     documents  attention must stay inside documents; a family that can't is refused
     strict     what can't be had is an error; otherwise the next best is taken and shown by `describe`
     """
@@ -33,7 +36,7 @@ class Kernels:
     norm: str = "torch"
     rope: str = "torch"
     mlp: str = "torch"
-    loss: str = "auto"
+    loss: str = "chunked"
     optimizer: str = "fused"
     compile: bool = False
     documents: bool = True
@@ -60,13 +63,18 @@ def choose_kernels(mode: str, device: str, precision: str, mask_documents: bool 
         _refuse(missing_for_fused(device, precision, mask_documents))
     if device != "cuda":
         return Kernels(documents=mask_documents)
-    liger = "liger" if not missing_for_triton() else "torch"
+    liger = "torch" if strict or missing_for_liger() else "liger"
+    loss = "chunked" if missing_for_triton() else "fused"
     attention = _cuda_attention(precision, mask_documents)
-    return Kernels(attention, liger, liger, liger, compile=strict, documents=mask_documents, strict=strict)
+    return Kernels(
+        attention, liger, liger, liger, loss, compile=strict, documents=mask_documents, strict=strict
+    )
 
 
 def _cuda_attention(precision: str, mask_documents: bool) -> str:
     if mask_documents and precision != "fp32":
+        if has_flash3():
+            return "flash3"
         if has_flash():
             return "flash"
         if has_torch_varlen():
@@ -74,11 +82,17 @@ def _cuda_attention(precision: str, mask_documents: bool) -> str:
     return "cudnn"
 
 
-def missing_for_triton() -> list[str]:
-    """What stands between this machine and Liger's Triton kernels; Triton compiles a launcher in C."""
+def missing_for_liger() -> list[str]:
+    """What stands between this machine and Liger's kernels, which are written in Triton."""
     missing = []
     if importlib.util.find_spec("liger_kernel") is None:
         missing.append("the liger-kernel package (pip install liger-kernel)")
+    return missing + missing_for_triton()
+
+
+def missing_for_triton() -> list[str]:
+    """What stands between this machine and kernels in Triton, which compiles a launcher in C."""
+    missing = []
     if importlib.util.find_spec("triton") is None:
         missing.append("the triton package")
     if not c_compiler():
@@ -98,7 +112,7 @@ def missing_for_fused(device: str, precision: str, mask_documents: bool) -> list
     """All that `kernels: fused` needs and this machine lacks."""
     missing = [] if device == "cuda" else ["a CUDA device"]
     missing += missing_for_triton()
-    if mask_documents and precision != "fp32" and not (has_flash() or has_torch_varlen()):
+    if mask_documents and precision != "fp32" and not (has_flash3() or has_flash() or has_torch_varlen()):
         missing.append("variable-length attention (torch >= 2.11, or the flash-attn package)")
     return missing
 
@@ -125,6 +139,10 @@ def fit(kernels: Kernels, hf: Any) -> Kernels:
     elif is_varlen(kernels.attention) and not _has_varlen(kernels.attention, hf):
         fitted = replace(fitted, attention="cudnn")
         missing.append(f"{family} can't have its attention by variable lengths with this torch")
+    elif is_varlen(kernels.attention) and (dropout := attention_dropout(hf.config)):
+        fitted = replace(fitted, attention="cudnn")
+        name, share = dropout
+        missing.append(f"attention by variable lengths has no dropout, and {name} is {share}: set it to 0")
     if "liger" in (kernels.norm, kernels.rope, kernels.mlp) and not has_liger_for(family):
         fitted = replace(fitted, norm="torch", rope="torch", mlp="torch")
         missing.append(f"liger-kernel has no kernels for {family}")
@@ -138,6 +156,15 @@ def _has_varlen(attention: str, hf: Any) -> bool:
     kinds = getattr(text, "layer_types", None) or ()
     slides = bool(getattr(text, "sliding_window", None)) or any("sliding" in kind for kind in kinds)
     return hf._supports_flash_attn and (has_window(attention) or not slides)
+
+
+def attention_dropout(config: Any) -> tuple[str, float] | None:
+    """Name and value of a configuration's dropout of attention weights, None when it has none."""
+    for name, value in vars(config.get_text_config()).items():
+        of_attention = "drop" in name and ("attn" in name or "attention" in name)
+        if of_attention and isinstance(value, int | float) and value > 0:
+            return name, value
+    return None
 
 
 def has_liger_for(family: str) -> bool:
@@ -171,7 +198,7 @@ def apply_liger(hf: Any, kernels: Kernels) -> None:
             fused_linear_cross_entropy=False,
         )
         functions = {
-            name: value
+            name: _out_of_place(value) if "rotary" in value.__name__ else value
             for name, value in vars(modeling).items()
             if isinstance(value, types.FunctionType) and before.get(name) is not value
         }
@@ -180,6 +207,19 @@ def apply_liger(hf: Any, kernels: Kernels) -> None:
             setattr(modeling, name, value)
     for module in hf.modules():
         _bind_copy(module, modeling, functions)
+
+
+def _out_of_place(rotate: Callable[..., Any]) -> Callable[..., Any]:
+    """Liger's rotation of copies: it writes into query and key without torch noticing.
+
+    Selective recomputation keeps those very tensors as the products' outputs, and would rotate them again.
+    """
+
+    @functools.wraps(rotate)
+    def rotary_of_copies(query: torch.Tensor, key: torch.Tensor, *others: Any, **named: Any) -> Any:
+        return rotate(query.clone(), key.clone(), *others, **named)
+
+    return rotary_of_copies
 
 
 def _bind_copy(module: nn.Module, modeling: Any, functions: dict[str, Any]) -> None:

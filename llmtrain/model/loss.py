@@ -1,12 +1,13 @@
 """The head and its loss: the SUM of cross entropy over the labels that are trained on, in fp32.
 
 The loss is computed inside the head's own `forward`, because ZeRO-3 gathers a module's parameters in the
-hooks around it. When the logits are small they are made whole; otherwise a chunk at a time, with the
-gradients of hidden states and weight made on the way, so the logits of a whole batch never exist.
+hooks around it. It goes chunk by chunk, with the gradients of hidden states and weight made on the way, so
+the logits of a whole batch never exist; a chunk's gradient takes the place of its logits.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmtrain.data.rows import IGNORED
-
-WHOLE_LOGITS_BYTES = 512 * 2**20  # fp32 logits up to this size are made whole: fewer, larger products
-CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
+from llmtrain.plan.head import chunk_rows
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,45 @@ def whole_loss(raw: torch.Tensor, labels: torch.Tensor, formula: HeadFormula) ->
     )
 
 
+def cross_entropy_and_gradient(
+    raw: torch.Tensor, labels: torch.Tensor, formula: HeadFormula, wants_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss sum from the linear map's output [n, vocab], and the gradient by it, in its type, when wanted."""
+    plain = formula == HeadFormula()
+    logits = raw if plain else formula.apply(raw)
+    shares = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    trained, at = labels != IGNORED, labels.clamp(min=0).unsqueeze(1)
+    own = torch.where(trained.unsqueeze(1), shares.gather(1, at), 0.0)
+    loss = -own.sum()
+    if not wants_gradient:
+        return loss, raw
+    if plain and raw.dtype in (torch.bfloat16, torch.float16):
+        del shares
+        grad = torch.softmax(raw, dim=-1)  # in fp32 inside, rounded once
+    else:
+        grad = shares.exp_()
+    # where the model is sure, this share is near 1: taken off after rounding, nothing would be left
+    grad.scatter_(1, at, torch.expm1(own).to(grad.dtype))
+    grad = formula.backward(logits, grad).mul_(trained.unsqueeze(1))
+    return loss, grad.to(raw.dtype)
+
+
+def fused_cross_entropy_and_gradient(
+    raw: torch.Tensor, labels: torch.Tensor, formula: HeadFormula, wants_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in one Triton kernel, which writes the gradient over `raw`."""
+    from llmtrain.model.fused_cross_entropy import fused_cross_entropy
+
+    return fused_cross_entropy(raw, labels, formula.scale, formula.cap, wants_gradient), raw
+
+
+CROSS_ENTROPY = {"chunked": cross_entropy_and_gradient, "fused": fused_cross_entropy_and_gradient}
+
+
 class ChunkedLoss(torch.autograd.Function):
     """Loss sum of a linear head, chunk by chunk, gradients made in forward.
 
-    forward(hidden [n, d], weight [v, d], bias [v] or None, labels [n], formula, rows per chunk)
+    forward(hidden [n, d], weight [v, d], bias [v] or None, labels [n], formula, name in CROSS_ENTROPY)
     """
 
     @staticmethod
@@ -67,53 +101,72 @@ class ChunkedLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         formula: HeadFormula,
-        rows: int,
+        name: str,
     ) -> torch.Tensor:
         """The loss sum, and the gradients for backward where they are needed."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants = wants_hidden or wants_weight or wants_bias
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros(weight.shape[0], device=weight.device) if wants_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = chunk_rows(weight.shape[0], hidden.element_size(), hidden.device.type)
         for start in range(0, hidden.shape[0], rows):
             part, label = hidden[start : start + rows], labels[start : start + rows]
-            logits = formula.apply(F.linear(part, weight, bias))
-            loss += F.cross_entropy(logits, label, ignore_index=IGNORED, reduction="sum")
-            if not (wants_hidden or wants_weight or wants_bias):
-                continue
-            grad = formula.backward(logits, _cross_entropy_grad(logits, label))
+            part_loss, grad = CROSS_ENTROPY[name](F.linear(part, weight, bias), label, formula, wants)
+            loss += part_loss
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(hidden.dtype)
+                grad_bias += grad.sum(0, dtype=torch.float32)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                grad_weight += grad.t() @ part
+            if wants_weight:
+                grad_weight = add_product(grad_weight, grad, part)
+            del grad  # before the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients made in forward, times that of the loss."""
+        """The gradients made in forward, times that of the loss, in fp32 and rounded once."""
         hidden, weight, bias = ctx.saved_tensors
-        scale = outer[0]
+        scale = outer[0].float().view(1)  # of one dimension: a scalar would be rounded to the other's type
         return (
-            None if hidden is None else hidden * scale.to(hidden.dtype),
-            None if weight is None else (weight * scale).to(ctx.weight_dtype),
-            None if bias is None else (bias * scale).to(ctx.weight_dtype),
+            None if hidden is None else _scaled(hidden, scale, hidden.dtype),
+            None if weight is None else _scaled(weight, scale, ctx.weight_dtype),
+            None if bias is None else _scaled(bias, scale, ctx.weight_dtype),
             None,
             None,
             None,
         )
 
 
-def _cross_entropy_grad(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """softmax(logits) minus the one-hot label, zero where the label is ignored."""
-    grad = torch.softmax(logits, dim=-1)
-    valid = labels != IGNORED
-    grad.scatter_add_(1, labels.clamp(min=0).unsqueeze(1), -torch.ones_like(grad[:, :1]))
-    return grad.mul_(valid.unsqueeze(1))
+def _scaled(tensor: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=dtype))
+
+
+def add_product(total: torch.Tensor | None, grad: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """total + gradᵀ · part in fp32 (None is zero), 16-bit products unrounded where the device can."""
+    if grad.dtype not in (torch.bfloat16, torch.float16):
+        return grad.t() @ part if total is None else total.addmm_(grad.t(), part)
+    if not adds_in_fp32(grad.device, grad.dtype):
+        product = grad.t() @ part
+        return product.float() if total is None else total.add_(product)
+    if total is None:
+        return torch.mm(grad.t(), part, out_dtype=torch.float32)
+    return torch.addmm(total, grad.t(), part, out_dtype=torch.float32, out=total)
+
+
+@functools.cache
+def adds_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """This device adds 16-bit products to an fp32 matrix in one pass (CUDA with torch 2.11); tried once."""
+    total = torch.ones(16, 16, device=device)
+    part = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, part.t(), part, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 class LossHead(nn.Module):
@@ -129,18 +182,19 @@ class LossHead(nn.Module):
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
         flat, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-        vocab = self.weight.shape[0]
-        whole = self.mode == "whole" or (
-            self.mode == "auto" and flat.shape[0] * vocab * 4 <= WHOLE_LOGITS_BYTES
-        )
-        if whole:
+        if self.mode == "whole":
             return whole_loss(F.linear(flat, self.weight, self.bias), flat_labels, self.formula)
-        rows = max(1, CHUNK_BYTES // (4 * vocab))
-        return ChunkedLoss.apply(flat, self.weight, self.bias, flat_labels, self.formula, rows)
+        weight, bias = self.weight, self.bias
+        if not torch.is_grad_enabled():  # inside an autograd function this can't be told
+            flat, weight, bias = flat.detach(), weight.detach(), None if bias is None else bias.detach()
+        return ChunkedLoss.apply(flat, weight, bias, flat_labels, self.formula, self.mode)
 
 
 def make_loss_head(head: nn.Module, formula: HeadFormula, mode: str) -> None:
-    """Turns a linear head into a LossHead in place: its parameters, hooks and name stay."""
+    """Turns a linear head into a LossHead in place: its parameters, hooks and name stay.
+
+    mode: whole, or a name in CROSS_ENTROPY.
+    """
     assert isinstance(head, nn.Linear), f"{type(head).__name__} is no linear head"
     head.__class__ = type("LossHead", (LossHead, type(head)), {})
     vars(head).update(formula=formula, mode=mode)

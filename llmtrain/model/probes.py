@@ -290,16 +290,19 @@ def _proves_document_masking(key: str, attention: str) -> bool:
 
 
 def _gradients_of_second_documents(config: Any, attention: str) -> list[tuple[torch.Tensor, int]]:
-    """Of two rows of two documents: the gradient, by its row's embeddings, of the second; where it begins."""
+    """Of two rows of two documents: the gradient, by its row's embeddings, of the second; where it begins.
+
+    In training mode, as in training: an attention without dropout shows only there that it lacks it.
+    """
     lengths = ((5, 7), (9, 3))
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
-    stage = _small_stage(config, Cut(0, 1, 0, config.num_hidden_layers), attention)
+    stage = _small_stage(config, Cut(0, 1, 0, config.num_hidden_layers), attention).train()
     noise = torch.Generator().manual_seed(0)
     given = torch.randn(2, 12, config.hidden_size, generator=noise).requires_grad_()
     weights = torch.randn(2, 12, config.hidden_size, generator=noise)
     for row, (first, _) in enumerate(lengths):
         weights[row, :first] = 0
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         out = stage.hidden(positions, inputs_embeds=given)
         (grad,) = torch.autograd.grad((out * weights).sum(), given)
     return [(grad[row], first) for row, (first, _) in enumerate(lengths)]

@@ -85,7 +85,12 @@ class StageModel(nn.Module):
         return body(self.hf)(position_ids=positions, use_cache=False, **given).last_hidden_state
 
     def _masks(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"attention_mask": document_bounds(positions)} if is_varlen(self.kernels.attention) else {}
+        if not is_varlen(self.kernels.attention):
+            return {}
+        bounds = document_bounds(positions)
+        if self.kernels.compile:
+            torch._dynamo.maybe_mark_dynamic(bounds, 3)  # one graph for every number of documents
+        return {"attention_mask": bounds}
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of cross entropy (nats, fp32 scalar) over the labels that are trained on."""

@@ -8,19 +8,21 @@ bf16_optimizer.py and fp16/unfused_optimizer.py of DeepSpeed 0.19.8; b = bytes o
               frees each bf16 gradient as it is summed)
     stage 2   bP + 18P/N with fp32 accumulation, bP + 16P/N without
     stage 3   the same as stage 2, and bP/N weights plus what is gathered at a time
-Activations: Korthikanti et al., arXiv 2205.05198, for attention that never stores its square.
+Activations: Korthikanti et al., arXiv 2205.05198, for attention that never stores its square. The head: as
+the loss makes it, `llmtrain.plan.head`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmtrain.plan.head import head_bytes
 from llmtrain.plan.model_shape import ModelShape
 
 Recompute = Literal["none", "selective", "full"]
 
-CHUNKED_LOGITS_BYTES = 512 * 2**20  # a chunked loss never holds more than about this
 USABLE = 0.9  # of a device's memory: the rest is the driver, the libraries and fragmentation
 
 
@@ -33,14 +35,14 @@ class Memory:
     optimizer: int
     buffers: int
     activations: int
-    logits: int
+    head: int
     host: int = 0
     copy: int = 0  # main memory too: the state, copied when it is saved behind the steps
 
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.head
 
 
 def stage_parameters(shape: ModelShape, pipeline: int, parameters: int | None = None) -> int:
@@ -52,23 +54,43 @@ def stage_parameters(shape: ModelShape, pipeline: int, parameters: int | None = 
     return per_stage * shape.layer_parameters + shape.embedding_parameters + shape.hidden
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What the kernels make a rank hold: for the loss, and by norm and MLP for the backward pass."""
+
+    loss: str = "fused"  # as `llmtrain.plan.head.head_bytes` knows them
+    fused_layers: bool = True
+
+
+def kept_by(kernels: str, device: str) -> Kept:
+    """What `kernels: auto|reference|fused` come to on a device, as far as that is known without torch."""
+    if kernels == "reference":
+        return Kept("whole", False)
+    if device != "cuda":
+        return Kept("chunked", False)
+    return Kept(fused_layers=kernels == "fused" or importlib.util.find_spec("liger_kernel") is not None)
+
+
 def activation_bytes(
-    shape: ModelShape, tokens: int, layers: int, element: int, recompute: Recompute = "none"
+    shape: ModelShape,
+    tokens: int,
+    layers: int,
+    element: int,
+    recompute: Recompute = "none",
+    fused_layers: bool = True,
 ) -> int:
     """What the forward pass of `tokens` tokens through `layers` layers leaves for the backward pass."""
     d, kv, f = shape.hidden, shape.kv_width, shape.widest_intermediate
-    whole = 6 * d + 2 * kv + 3 * f if shape.gated else 8 * d + 2 * kv + 2 * f
+    whole = (6 * d + 2 * kv + 3 * f if shape.gated else 8 * d + 2 * kv + 2 * f) * element
+    if shape.gated and not fused_layers:
+        # plain torch keeps of each of two norms the input in fp32 and the output before its weight, of the
+        # MLP the activated gate
+        whole += 2 * d * (6 if element == 2 else 4) + f * element
     # selective keeps what the matrix products return and redoes norms and activation functions
-    selective = 4 * d + 2 * kv + (2 * f if shape.gated else f)
+    selective = (4 * d + 2 * kv + (2 * f if shape.gated else f)) * element
     if recompute == "full":
-        return tokens * element * (layers * d + whole)  # each layer's input, and one layer being redone
-    return tokens * element * layers * (whole if recompute == "none" else selective)
-
-
-def logits_bytes(shape: ModelShape, tokens: int, element: int, chunked: bool) -> int:
-    """Logits in the model's type, in fp32, and their gradient."""
-    whole = tokens * shape.vocab * (2 * element + 4)
-    return min(whole, CHUNKED_LOGITS_BYTES) if chunked else whole
+        return tokens * (layers * d * element + whole)  # each layer's input, and one layer being redone
+    return tokens * layers * (whole if recompute == "none" else selective)
 
 
 def estimate(
@@ -81,7 +103,7 @@ def estimate(
     micro: int,
     accumulation: int = 1,
     recompute: Recompute = "none",
-    chunked_loss: bool = True,
+    kept: Kept = Kept(),  # noqa: B008 - frozen
     parameters: int | None = None,
 ) -> Memory:
     """Bytes of the fullest rank under a resolved DeepSpeed dict; `parameters`: exact count, if known."""
@@ -109,8 +131,9 @@ def estimate(
         gradients=gradients,
         optimizer=optimizer,
         buffers=_buffers(zero, p, stage, element),
-        activations=in_flight * activation_bytes(shape, tokens, layers, element, recompute),
-        logits=logits_bytes(shape, tokens, element, chunked_loss),
+        activations=in_flight
+        * activation_bytes(shape, tokens, layers, element, recompute, kept.fused_layers),
+        head=head_bytes(tokens, shape.vocab, shape.hidden, element, kept.loss),
         host=host,
         copy=12 * p // dp,  # fp32 weights and two moments, each element on one rank
     )

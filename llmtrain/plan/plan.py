@@ -19,7 +19,7 @@ from llmtrain.config.template import Template, sift
 from llmtrain.config.world import may_restart
 from llmtrain.errors import ConfigError, Problem
 from llmtrain.plan.batch import BatchPlan, plan_batch
-from llmtrain.plan.memory import rows_that_fit
+from llmtrain.plan.memory import kept_by, rows_that_fit
 from llmtrain.plan.model_rules import model_problems
 from llmtrain.plan.model_shape import ModelShape, shape_of
 from llmtrain.plan.rules import batch_problem, buffer_problems, strategy_problems
@@ -80,9 +80,16 @@ def make_plan(
     most_rows = None
     if device_memory is not None and shape is not None and not problems:
         trial = resolve(template, run, 1, 1, world, device)
-        parts = {"dp": topology.dp, "pipeline": topology.pipeline, "accumulation": topology.pipeline}
         most_rows = rows_that_fit(
-            shape, trial, device_memory, seq_len=run.data.seq_len, recompute=run.recompute, **parts
+            shape,
+            trial,
+            device_memory,
+            seq_len=run.data.seq_len,
+            dp=topology.dp,
+            pipeline=topology.pipeline,
+            accumulation=topology.pipeline,
+            recompute=run.recompute,
+            kept=kept_by(run.kernels, device),
         )
     goes_on = goes_on or may_restart(environ)
     batch, loaded = _batch(loaded, template, topology, device, most_rows, goes_on, problems)

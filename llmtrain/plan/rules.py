@@ -80,6 +80,13 @@ def _zero_problems(loaded: LoadedRun, template: Template, world: int) -> list[Pr
             "run; use deepspeed: zero1, which on one rank is the same"
         )
         problems.append(Problem("precision", "fp16", loaded.origin("precision"), fix))
+    if stage == 3 and loaded.config.kernels == "fused":
+        fix = (
+            f"it compiles each decoder layer, and ZeRO-3 ({template.origin(_ZERO + 'stage')}) runs Python "
+            "around every module in it, so nothing is fused and steps are slower; use kernels: auto, or "
+            "deepspeed: zero2"
+        )
+        problems.append(Problem("kernels", "fused", loaded.origin("kernels"), fix))
     for name, stages in _OFFLOAD_NEEDS.items():
         key = _ZERO + name
         said = template.said(f"{key}.device") if name.startswith("offload") else template.said(key)

@@ -18,7 +18,7 @@ from llmtrain.plan.advice import advice
 from llmtrain.plan.begun import has_begun
 from llmtrain.plan.compute import PEAK_TFLOPS, flops_per_token, peak_flops
 from llmtrain.plan.host_memory import COPY_SHARE, available_bytes
-from llmtrain.plan.memory import USABLE, Memory, estimate
+from llmtrain.plan.memory import USABLE, Memory, estimate, kept_by
 from llmtrain.plan.model_place import check_places
 from llmtrain.plan.model_rules import id_problems, length_note, length_problem
 from llmtrain.plan.model_shape import ModelShape, shape_of
@@ -270,7 +270,7 @@ def planned(path: str, overrides: Sequence[str], ranks: int, device: str) -> Pla
             micro=plan.batch.micro,
             accumulation=plan.batch.accumulation,
             recompute=run.recompute,
-            chunked_loss=run.kernels != "reference",
+            kept=kept_by(run.kernels, kind),
         )
     name = "CPU" if kind == "cpu" else device.upper()
     epoch = batches.tokens_per_epoch if batches else None

@@ -130,3 +130,16 @@ def test_frequencies_by_length_are_each_documents_own(
     for result in results:
         assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         assert result["eval"] == pytest.approx(expected["eval"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pipeline", "template"), [(1, 1, "zero0"), (1, 1, "zero1"), (1, 1, "zero2"), (2, 2, "pipeline")]
+)
+def test_compiled_blocks_are_whole_graphs_that_all_layers_share(
+    worlds: Any, reference: Any, ranks: int, pipeline: int, template: str
+) -> None:
+    """One graph trains, one evaluates; ZeRO-3 is refused in the plan."""
+    settings = {"deepspeed": template, "parallel": {"pipeline": pipeline}, "schedule_steps": STEPS}
+    for found in worlds.run("parity/rank_compiled.py:compiled", ranks, model="llama", **settings):
+        assert found["breaks"] == {} and 1 <= found["graphs"] <= 2
+        assert found["losses"] == pytest.approx(reference("llama", "fp32")["losses"][:2], rel=1e-5)

@@ -40,7 +40,7 @@ def test_one_stage_is_the_model_of_transformers(family: str) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     ours = gradients([whole])
     for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=3e-5, msg=name)  # of up to 24
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -165,4 +165,4 @@ def test_a_head_that_is_not_understood_is_computed_by_the_model_or_refused() -> 
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     torch.testing.assert_close(stage(tokens, positions, labels), expected)
     with pytest.raises(ConfigError, match="kernels = 'fused' .*bloom.*its loss can't be fused"):
-        whole_model(config, kernels=Kernels(documents=False, loss="chunked"))
+        whole_model(config, kernels=Kernels(attention="eager", documents=False, strict=True))

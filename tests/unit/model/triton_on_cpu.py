@@ -34,13 +34,9 @@ def worst(ours: Callable, theirs: Callable, inputs: list[torch.Tensor]) -> float
     return max(found)
 
 
-def rms_norm() -> float:
-    import triton.language as tl
-    from liger_kernel.ops import rms_norm as kernels
+def root_mean_square_norm() -> float:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    kernels.rsqrt = lambda x: tl.math.rsqrt(x)  # CUDA's libdevice is a stub in the interpreter
 
     def plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         norm = LlamaRMSNorm(weight.shape[0], eps=1e-6)
@@ -77,20 +73,31 @@ def rope() -> float:
 
 
 def cross_entropy() -> float:
-    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+    """Our own kernel as the head uses it: scale, soft cap, ignored labels, a vocabulary of several blocks."""
+    from llmtrain.model import fused_cross_entropy, loss
 
+    fused_cross_entropy.BLOCK = 16
+    loss.chunk_rows = lambda vocab, element, device: 4
     noise = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(6, 16, generator=noise), torch.randn(40, 16, generator=noise)
     labels = torch.tensor([3, 39, -100, 0, 7, 7])
+    errors = []
+    for formula in (loss.HeadFormula(), loss.HeadFormula(0.5, 3.0)):
 
-    def fused(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        args = (None, None, -100, 0.0, 0.0, "sum")
-        return LigerFusedLinearCrossEntropyFunction.apply(h, w, labels, *args)[0]
+        def fused(h: torch.Tensor, w: torch.Tensor, formula: loss.HeadFormula = formula) -> torch.Tensor:
+            return loss.ChunkedLoss.apply(h, w, None, labels, formula, "fused")
 
-    def plain(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(h @ w.t(), labels, reduction="sum")
+        def plain(h: torch.Tensor, w: torch.Tensor, formula: loss.HeadFormula = formula) -> torch.Tensor:
+            return loss.whole_loss(h @ w.t(), labels, formula)
 
-    return worst(fused, plain, [hidden, weight])
+        errors.append(worst(fused, plain, [hidden, weight]))
+        raw = hidden.bfloat16() @ weight.bfloat16().t()
+        exact, wanted = loss.cross_entropy_and_gradient(raw.float(), labels, formula, True)
+        with_loss, found = loss.fused_cross_entropy_and_gradient(raw, labels, formula, True)
+        assert found is raw, "the gradient is not written over the logits"
+        errors.append(relative(with_loss, exact))
+        assert (found.float() - wanted).abs().max() <= 2**-8, "the interpreter cuts off what bf16 lacks"
+    return max(errors)
 
 
 def whole_llama() -> float:
@@ -118,6 +125,54 @@ def whole_llama() -> float:
     return max(relative(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
+PARTS = ("norm", "rope", "mlp")
+SHORT = {"gemma3": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}}
+
+
+def family_by_parts(family: str, recomputes: list[str], choices: list[tuple[str, ...]]) -> float:
+    """Loss and gradients of a whole model with each choice of Liger's parts, against torch's alone.
+
+    Liger writes in place outside torch's sight: what recomputation keeps must not be what Liger overwrites.
+    """
+    from tiny_models import loss_of, packed_rows, tiny_config, whole_model
+
+    from llmtrain.model.kernels import Kernels
+
+    config, rows = tiny_config(family, **SHORT.get(family, {"num_hidden_layers": 2})), packed_rows(1, 8)
+    results = []
+    for recompute, parts in [("none", ()), *((kind, choice) for kind in recomputes for choice in choices)]:
+        kernels = Kernels(**dict.fromkeys(parts, "liger"))
+        model = whole_model(config, kernels=kernels, recompute=recompute)
+        assert model.kernels == kernels, f"{model.kernels} and not {kernels}"
+        loss = loss_of([model], *rows)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    wanted, *found = results
+    return max(relative(a, b) for result in found for a, b in zip(result, wanted, strict=True))
+
+
+def recomputed_llama() -> float:
+    """Every recomputation × every part alone and all together."""
+    choices = [*((part,) for part in PARTS), PARTS]
+    return family_by_parts("llama", ["none", "selective", "full"], choices)
+
+
+def recomputed_families() -> float:
+    """All parts together where norms, windows or experts differ from Llama's."""
+    # Liger's experts tune themselves on a GPU, which the interpreter can't play
+    families = {"qwen3": PARTS, "gemma3": PARTS, "olmo2": PARTS, "mixtral": ("norm", "rope")}
+    return max(family_by_parts(family, ["selective"], [parts]) for family, parts in families.items())
+
+
+def functions_by_triton() -> None:
+    """CUDA's libdevice is a stub in the interpreter."""
+    import triton.language as tl
+    from liger_kernel.ops import geglu, rms_norm
+
+    rms_norm.rsqrt = lambda x: tl.math.rsqrt(x)
+    geglu.tanh = lambda x: 2 * tl.sigmoid(2 * x) - 1
+
+
 def scalars_as_compiled() -> None:
     """A compiled kernel gets a float argument as an fp32 scalar; the interpreter would hand in Python's."""
     import numpy as np
@@ -136,15 +191,18 @@ def scalars_as_compiled() -> None:
 
 
 KERNELS = {
-    "rms_norm": rms_norm,
+    "rms_norm": root_mean_square_norm,
     "swiglu": swiglu,
     "rope": rope,
     "cross_entropy": cross_entropy,
     "whole_llama": whole_llama,
+    "recomputed_llama": recomputed_llama,
+    "recomputed_families": recomputed_families,
 }
 
 if __name__ == "__main__":
     scalars_as_compiled()
+    functions_by_triton()
     report: dict[str, float | str] = {}
     for name in sys.argv[1:] or KERNELS:
         try:

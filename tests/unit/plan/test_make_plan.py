@@ -104,6 +104,16 @@ def test_every_leaf_of_the_deepspeed_dict_has_an_origin(run_file: Path) -> None:
         (8, "cuda", ["parallel.pipeline=8"], ["the model has 4 layers and every stage needs one"]),
         (2, "cpu", ["precision=fp16"], ["DeepSpeed's CPU accelerator refuses fp16; use bf16"]),
         (2, "cuda", ["precision=fp16", "deepspeed=zero0"], ["at ZeRO-0", "does not scale the loss", "zero1"]),
+        (
+            2,
+            "cuda",
+            ["kernels=fused", "deepspeed=zero3"],
+            [
+                "kernels = 'fused' (command line): it compiles",
+                "ZeRO-3 (ds_configs/zero3.json)",
+                "use kernels: auto",
+            ],
+        ),
         (2, "cpu", ["deepspeed=zeropp"], ["ZeRO++ quantises with CUDA kernels", "use deepspeed: zero3"]),
         (
             3,

@@ -9,7 +9,8 @@ import pytest
 from llmtrain.config.deepspeed import load_template, resolve
 from llmtrain.config.schema import RunConfig
 from llmtrain.plan.compute import flops_per_token, mfu, peak_flops
-from llmtrain.plan.memory import activation_bytes, estimate, rows_that_fit
+from llmtrain.plan.head import chunk_rows
+from llmtrain.plan.memory import Kept, activation_bytes, estimate, kept_by, rows_that_fit
 from llmtrain.plan.model_shape import ModelShape, shape_of
 
 LLAMA_8B = {
@@ -163,6 +164,25 @@ def test_activations_follow_recompute_and_pipeline() -> None:
     two = estimate(llama, resolved("zero1", "bf16"), dp=4, pipeline=2, accumulation=8, seq_len=4096, micro=1)
     assert two.weights < one.weights
     assert two.activations == pytest.approx(one.activations)  # half the layers, two micro-batches in flight
+
+
+def test_plain_norms_and_mlp_keep_half_as_much_again() -> None:
+    llama = shape(LLAMA_8B)
+    fused, eager = (activation_bytes(llama, 4096, 32, 2, "none", fused) for fused in (True, False))
+    assert eager / fused == pytest.approx(1.56, abs=0.01)
+    assert activation_bytes(llama, 1, 1, 2, "none") == pytest.approx(139_400, rel=2e-3), "traced"
+    for kind in ("reference", "auto"):
+        assert not kept_by(kind, "cpu").fused_layers
+    assert kept_by("reference", "cuda").loss == "whole" and kept_by("fused", "cuda") == Kept()
+
+
+def test_the_head_of_a_large_vocabulary_holds_its_fp32_gradient() -> None:
+    llama = shape(LLAMA_8B)  # 128,256 ids of width 4096: 5 GiB that a limit of 512 MiB did not know
+    table = llama.vocab * llama.hidden
+    memory = estimate(llama, resolved("zero1", "bf16"), dp=8, seq_len=4096, micro=4)
+    assert memory.head == 6 * table + 4 * 16384 * llama.hidden
+    assert chunk_rows(llama.vocab, 2, "cuda") == 2092 and chunk_rows(32_000, 2, "cuda") == 4096
+    assert chunk_rows(262_144, 2, "cuda") == 2048
 
 
 def test_rows_that_fit_is_the_last_that_does() -> None:
