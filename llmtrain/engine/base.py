@@ -13,6 +13,7 @@ from llmtrain.engine import nvme
 from llmtrain.engine.busy import BusyClock
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.draws import Draws
+from llmtrain.engine.fp32_sums import mend_fp32_sums
 from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
 from llmtrain.engine.replicas import differing_replica
 from llmtrain.engine.seam import BUFFER, Slice, SliceReader, StepResult
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmtrain.model.stages import StageModel
     from llmtrain.plan.plan import Plan
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # DynamicLossScaler's own bookkeeping, kept so that a resumed fp16 run scales as the first would have.
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -45,6 +47,7 @@ class DeepSpeedEngineBase:
         if plan.run.precision == "fp16":
             self._scaler().raise_error_at_min_scale = False  # `_result` says it in a sentence
         self._state = open_state(deepspeed_engine.optimizer, self._named(), dp_rank, plan.topology.dp)
+        mend_fp32_sums(deepspeed_engine)
         if unguarded(deepspeed_engine.optimizer):
             self._install_gate()
         self._compare = False
@@ -66,6 +69,8 @@ class DeepSpeedEngineBase:
             "gradient_clipping": float(engine.gradient_clipping()),
             "bf16.enabled": bool(engine.bfloat16_enabled()),
             "fp16.enabled": bool(engine.fp16_enabled()),
+            "data_types.grad_accum_dtype": engine.get_data_types()[1],
+            "communication_data_type": engine.communication_data_type,
         }
         wanted = {
             "zero_optimization.stage": self.plan.topology.zero_stage,
@@ -74,6 +79,8 @@ class DeepSpeedEngineBase:
             "gradient_clipping": float(asked["gradient_clipping"]),
             "bf16.enabled": self.plan.run.precision == "bf16",
             "fp16.enabled": self.plan.run.precision == "fp16",
+            "data_types.grad_accum_dtype": DTYPES[asked["data_types"]["grad_accum_dtype"]],
+            "communication_data_type": DTYPES[asked["communication_data_type"]],
         }
         wrong = [f"{key} is {seen[key]}, not {wanted[key]}" for key in wanted if seen[key] != wanted[key]]
         if wrong:

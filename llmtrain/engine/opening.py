@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 
+from llmtrain.engine.base import DTYPES
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.nvme import deepspeed_config
 from llmtrain.engine.optimizer import adamw
@@ -22,8 +23,6 @@ from llmtrain.plan.plan import Plan
 
 if TYPE_CHECKING:
     from llmtrain.model.weights import WeightFiles
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def open_engine(
