@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from deepspeed.utils.timer import NoopTimer
 
+from llmtrain.config.deepspeed import NEVER
 from llmtrain.engine import nvme
 from llmtrain.engine.busy import BusyClock
 from llmtrain.engine.comm import TorchComm
@@ -18,6 +20,7 @@ from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
 from llmtrain.engine.replicas import differing_replica
 from llmtrain.engine.seam import BUFFER, Slice, SliceReader, StepResult
 from llmtrain.engine.slices import NamedParameter, open_state
+from llmtrain.engine.stream_order import order_streams
 from llmtrain.errors import EngineError
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ class DeepSpeedEngineBase:
             self._scaler().raise_error_at_min_scale = False  # `_result` says it in a sentence
         self._state = open_state(deepspeed_engine.optimizer, self._named(), dp_rank, plan.topology.dp)
         mend_fp32_sums(deepspeed_engine)
+        order_streams(deepspeed_engine.optimizer)
+        if not plan.deepspeed["wall_clock_breakdown"] and plan.deepspeed["steps_per_print"] == NEVER:
+            deepspeed_engine.timers = NoopTimer()  # a pipeline's keeps two CUDA events of every step for ever
         if unguarded(deepspeed_engine.optimizer):
             self._install_gate()
         self._compare = False

@@ -12,7 +12,7 @@ from llmtrain.model.documents import Documents
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass takes: tokens, positions and labels, each int64 [rows, seq_len], and documents."""
+    """What a forward pass takes: tokens, positions and labels, int64 [rows, seq_len], and their documents."""
 
     tokens: torch.Tensor
     positions: torch.Tensor

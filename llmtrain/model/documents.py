@@ -1,7 +1,7 @@
 """Where documents begin in a micro-batch, known on the host before the model runs.
 
-They are made in numpy with the rows (`data.rows.document_bounds`): read off the device's positions, each forward
-pass would wait for the device, and so keep the host from running ahead of it.
+They are made in numpy with the rows (`data.rows.document_bounds`): were they read off the device's positions,
+each forward pass would wait for the device, and so keep the host from running ahead of it.
 """
 
 from __future__ import annotations
