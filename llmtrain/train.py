@@ -246,6 +246,7 @@ def work(
         weights = WeightFiles(source)
     with job.folder.talk_to_log(comm.rank):
         engine = open_engine(plan, job.config, job.world, weights, comm)  # type: ignore[arg-type]
+    watch.behind = engine.behind
     if comm.rank == 0:
         job.folder.write_environment(versions(), device_name(plan.device), engine.kernels, job.world)
     log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in engine.kernels.items()))

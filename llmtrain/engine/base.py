@@ -235,6 +235,10 @@ class DeepSpeedEngineBase:
         """Seconds of the last step in which this rank worked and waited for no other; 0 without training."""
         return self._busy.seconds()
 
+    def behind(self) -> str:
+        """What this rank's GPU waits in, for the watchdog; empty when its host keeps the others waiting."""
+        return self._busy.behind()
+
     def memory_bytes(self) -> int:
         """Peak device memory since the last call; on CPU the process's peak resident set."""
         if self.device.type == "cuda":

@@ -144,6 +144,7 @@ class PipeEngine(DeepSpeedEngineBase):
 
     def _wrap_work(self) -> None:
         self.stage.forward = self._busy.working()(self.stage.forward)  # type: ignore[method-assign]
+        self.stage.register_forward_hook(lambda *_: self._busy.asked())
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
@@ -161,6 +162,7 @@ class PipeEngine(DeepSpeedEngineBase):
         first = self.dp_rank * batch.micro * batch.accumulation
         starts = (first + index * batch.micro for index in range(batch.accumulation))
         loss = self.deepspeed.train_batch(data_iter=self._batches(rows, starts))
+        self._busy.asked()
         withheld = self.step_loss.withheld
         if most_loss < math.inf:  # only the last stage knows yet
             withheld = bool(self.comm.sum(torch.tensor([float(withheld)])) > 0)
@@ -171,6 +173,7 @@ class PipeEngine(DeepSpeedEngineBase):
         micro, dp = self.plan.batch.micro, self.plan.batch.dp
         rounds = -(-rows.count // (micro * dp))
         self.step_loss.begin(1.0)
+        self._busy.begin()
         starts = ((index * dp + self.dp_rank) * micro for index in range(rounds))
         mean = self.deepspeed.eval_batch(self._batches(rows, starts), num_micro_batches=rounds)
         return EvalResult(float(mean) * rounds * dp, rows.valid_tokens)
