@@ -11,6 +11,7 @@ import torch
 
 from llmtrain.engine.base import DTYPES
 from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.deterministic import explaining, make_deterministic
 from llmtrain.engine.nvme import deepspeed_config
 from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
@@ -29,6 +30,18 @@ def open_engine(
     plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
 ) -> ZeroEngine | PipeEngine:
     """See `llmtrain.engine.open_engine`."""
+    if not plan.run.deterministic:
+        return _open(plan, hf_config, comm, weights, kernels)
+    make_deterministic()
+    engine = _open(plan, hf_config, comm, weights, kernels)
+    explained = explaining(engine.train_step, plan.origins.get("deterministic", "run"))
+    engine.train_step = explained  # type: ignore[method-assign]
+    return engine
+
+
+def _open(
+    plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
+) -> ZeroEngine | PipeEngine:
     run, topology = plan.run, plan.topology
     if kernels is None:
         kernels = choose_kernels(run.kernels, plan.device, run.precision, run.data.mask_documents)

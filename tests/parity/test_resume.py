@@ -36,8 +36,10 @@ def test_a_resumed_run_is_the_same_run(
         recompute=recompute,
         parallel={"pipeline": pipeline},
         batch={"rows": 8, "micro": 2},
+        deterministic=template == "zero1",
     )
     for result in results:
+        assert result["deterministic"] == (template == "zero1")
         assert result["resumed"] == result["undisturbed"]
         scales = {step[2] for step in result["undisturbed"][:-1]}
         skipped = [step[3] for step in result["undisturbed"][:-1]]
