@@ -154,10 +154,11 @@ def _grad_accum_dtype(template: Template, run: RunConfig) -> str:
 def _communication_dtype(stage: int, precision: str, sums: str) -> str:
     """In which type gradients travel between ranks, and in which they are added up there.
 
-    Up to stage 1, pipelines included, what travels is the sum over a step's micro-batches, once: in the type of
-    that sum. DeepSpeed would take the model's, and so round fp32 sums to bf16 before the update, even on one
-    rank. At stages 2 and 3 it is one micro-batch's gradients, which are of the model's type as they come: fp32
-    would double the traffic of each micro-batch to save a rounding. Their sums over micro-batches stay `sums`.
+    Up to stage 1, pipelines included, what travels is the sum over a step's micro-batches, once: in that
+    sum's type. DeepSpeed would take the model's, and so round fp32 sums to bf16 before the update, on one
+    rank too. At stages 2 and 3 it is one micro-batch's gradients, which are of the model's type as they
+    come: fp32 would double the traffic of each micro-batch to save a rounding; sums over micro-batches
+    stay `sums`.
     """
     return sums if stage < 2 else precision
 

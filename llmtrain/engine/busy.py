@@ -5,8 +5,9 @@ waited for. Backward passes and updates are mixed with the exchange of gradients
 gathers weights in between, and that is taken off. On a GPU the marks are events in its stream; they are read
 after the step's loss is, so nothing waits for them.
 
-On a GPU a rank that waits for another shows it nowhere in Python: its stream waits in a collective, and the host
-goes on, until it wants a value or the queue is full, in whatever line that is. `behind` tells it by events.
+On a GPU a rank that waits for another shows it nowhere in Python: its stream waits in a collective, and
+the host goes on until it wants a value or the queue is full, in whatever line that is. `behind` tells it
+by events.
 """
 
 from __future__ import annotations

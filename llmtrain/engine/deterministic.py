@@ -1,9 +1,9 @@
-"""`deterministic: true`: the same run gives the same bits on a GPU, resumed or not, at the price of some speed.
+"""`deterministic: true`: the same run gives the same bits on a GPU, resumed or not, for some of its speed.
 
-Without it the CUDA kernels of attention's backward pass, and cuBLAS with several workspaces, add in an order that
-changes from run to run. torch then takes deterministic kernels only: flash or memory-efficient attention in place
-of cuDNN's, sorted sums in place of atomic ones. NVLS, which adds inside the switch, is taken from NCCL. An
-operation that has no deterministic kernel ends the run with its name.
+Without it the CUDA kernels of attention's backward pass, and cuBLAS with several workspaces, add in an
+order that changes from run to run. torch then takes deterministic kernels only: flash or memory-efficient
+attention in place of cuDNN's, sorted sums in place of atomic ones. NVLS, which adds inside the switch, is
+taken from NCCL. An operation that has no deterministic kernel ends the run with its name.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def make_deterministic(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     for name, values in VARIABLES.items():
         if environ.setdefault(name, values[0]) not in values:
-            fix = f"deterministic: true needs one of {', '.join(values)}: unset it, or train without deterministic"
+            fix = f"deterministic: true needs one of {', '.join(values)}; unset it, or train without"
             raise ConfigError(Problem(name, environ[name], "environment", fix))
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
 
 
@@ -50,7 +50,7 @@ def explaining(work: Callable[..., Any], origin: str) -> Callable[..., Any]:
             if _NO_KERNEL not in str(error):
                 raise
             name = str(error).partition(_NO_KERNEL)[0].strip()
-            fix = f"{name} has no deterministic kernel on this device; take a model or kernels without it, or remove it"
+            fix = f"{name} has no deterministic kernel here; take a model or kernels without it, or say false"
             raise ConfigError(Problem("deterministic", True, origin, fix)) from error
 
     return explained

@@ -1,9 +1,10 @@
 """BF16_Optimizer (bf16 with fp32 gradient sums: ZeRO-1 and the pipeline) without its detours over memory.
 
 DeepSpeed 0.19.8 casts each bf16 gradient to an fp32 copy before it adds it, flattens the sums of all
-parameters into another copy to reduce them (also on one rank, where there is nothing to reduce), multiplies all of them to
-clip, although each rank updates only its own partition, and zeroes them twice. The sums are the same bits
-without: 8 bytes less per parameter and micro-batch, 28 per step, and no buffer of up to 2 GB.
+parameters into another copy to reduce them (on one rank too, where nothing is to be reduced), clips all
+of them, although each rank updates only its own partition, and zeroes them twice. Without that the sums
+are the same bits, 8 bytes less move per parameter and micro-batch and about 28 per step, and a buffer of
+up to 2 GB is gone.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def micro_batch(rows: Rows, start: int, size: int, device: torch.device) -> Micr
     bounds = document_bounds(positions)
     longest = int((bounds[1:] - bounds[:-1]).max())
     documents = Documents(_move(bounds, device), longest, len(bounds) == size + 1)
-    return MicroBatch(*(_move(each, device) for each in (tokens, positions, labels)), documents)
+    return MicroBatch(_move(tokens, device), _move(positions, device), _move(labels, device), documents)
 
 
 def _move(array: np.ndarray, device: torch.device) -> torch.Tensor:

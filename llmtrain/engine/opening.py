@@ -17,6 +17,7 @@ from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
 from llmtrain.engine.pipeline import PipeEngine, StagePipeline, StepLoss
 from llmtrain.engine.zero import ZeroEngine
+from llmtrain.engine.zeropp import require_quantizer
 from llmtrain.model.build import build_partitioned, build_stage
 from llmtrain.model.kernels import Kernels, choose_kernels
 from llmtrain.model.stages import plan_cuts
@@ -51,6 +52,7 @@ def _open(
         else torch.device("cpu")
     )
     dtype = DTYPES[run.precision]
+    require_quantizer(plan, comm)
     config = deepspeed_config(plan, comm)
     cuts = plan_cuts(hf_config, topology.pipeline)
     index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis

@@ -1,10 +1,10 @@
 """ZeRO-2 and ZeRO-3 without stops of the host inside a micro-batch: the device's streams wait for each other.
 
-Once in every micro-batch DeepSpeed 0.19.8 halts the host until its reductions are done: ZeRO-2 the whole device
-(with overlap_comm), ZeRO-3 its reduction stream. On one rank ZeRO-3 halts it for every module, where nothing is
-gathered. What follows on the device needs the order of streams and nothing more; so the host runs ahead. With
-offload the CPU reads what was copied to it: there DeepSpeed's own waits stay. So do ZeRO-3's waits for old
-gathers and reductions (two may be under way), which bound its memory.
+Once in every micro-batch DeepSpeed 0.19.8 halts the host until its reductions are done: ZeRO-2 until the
+whole device is (with overlap_comm), ZeRO-3 until its reduction stream is. On one rank ZeRO-3 halts it for
+every module, where nothing is gathered. What follows on the device needs the order of streams and nothing
+more; so the host runs ahead. With offload the CPU reads what was copied to it: there DeepSpeed's own
+waits stay. So do ZeRO-3's waits for old gathers and reductions, which bound its memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def order_streams(optimizer: Any) -> None:
-    """Changes a ZeRO-2 or ZeRO-3 optimizer that runs on a device with streams; leaves every other one alone."""
+    """Changes a ZeRO-2 or ZeRO-3 optimizer on a device that has streams; leaves every other one alone."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
@@ -71,7 +71,7 @@ def _order_reductions(optimizer: Any, accelerator: Any) -> None:
 
 
 def _order_lone_gathers(accelerator: Any) -> None:
-    """One rank's "gathers" copy in the stream in which the weights are then waited for: no host needs to wait."""
+    """One rank's "gathers" copy in the stream that is then waited for: no host needs to wait."""
     from deepspeed.runtime.zero.partition_parameters import NoGatherCoalescedHandle, NoGatherHandle
 
     for handle in (NoGatherHandle, NoGatherCoalescedHandle):

@@ -162,7 +162,7 @@ def flash_varlen(
         softmax_scale=scaling,
         causal=True,
         window_size=(-1 if window is None else window - 1, -1 if window is None else 0),
-        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own kernels see to it themselves
+        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own see to it
     )
 
 

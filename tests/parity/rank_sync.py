@@ -1,7 +1,7 @@
 """Rank side of test_sync_budget: where the host would wait for a GPU, counted on a CPU.
 
-Streams and events are stood in for by ones that note what is asked of them, and the accelerator says that it does
-not resolve dependencies itself, so DeepSpeed takes the paths that it takes on CUDA.
+Streams and events are stood in for by ones that note what is asked of them, and the accelerator says that it
+does not resolve dependencies itself, so DeepSpeed takes the paths that it takes on CUDA.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The host never waits for the device inside a micro-batch: what CUDA would make it wait for, counted on a CPU."""
+"""The host never waits for the device inside a micro-batch: what would wait on CUDA, counted on a CPU."""
 
 from __future__ import annotations
 

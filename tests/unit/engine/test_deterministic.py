@@ -1,4 +1,4 @@
-"""`deterministic: true` sets what it says, takes nothing that contradicts it, and names what it can't have."""
+"""`deterministic: true` sets what it says, takes no contradiction, and names what it can't have."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_an_environment_that_contradicts_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         make_deterministic({"CUBLAS_WORKSPACE_CONFIG": ":0:0"})
     assert str(caught.value) == (
-        "CUBLAS_WORKSPACE_CONFIG = ':0:0' (environment): deterministic: true needs one of :4096:8, :16:8: unset "
-        "it, or train without deterministic"
+        "CUBLAS_WORKSPACE_CONFIG = ':0:0' (environment): deterministic: true needs one of :4096:8, :16:8; "
+        "unset it, or train without"
     )
     assert not torch.are_deterministic_algorithms_enabled()
 
