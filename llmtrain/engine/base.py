@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 from collections.abc import Iterator, Mapping
@@ -250,6 +251,7 @@ class DeepSpeedEngineBase:
     def close(self) -> None:
         """Frees DeepSpeed's buffers and leaves the process group."""
         self.comm.barrier()
+        gc.unfreeze()
         self.deepspeed.destroy()
         nvme.remove(self.plan, self.comm.rank)
         if torch.distributed.is_initialized():

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import MutableMapping
 from typing import Any
 
 from llmtrain.config.world import World
@@ -26,9 +27,19 @@ LEAST_MEET_S = 60.0  # machines don't start in the same second
 
 def detect_device() -> str:
     """`cuda` when PyTorch sees a GPU, else `cpu`."""
+    _choose_allocator(os.environ)
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _choose_allocator(environ: MutableMapping[str, str]) -> None:
+    """Lets segments of device memory grow, so that sizes which change don't tear it to pieces.
+
+    torch reads this when it is loaded. What the user has set under either name stands.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environ):
+        environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,14 @@ def open_engine(
     plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
 ) -> ZeroEngine | PipeEngine:
     """See `llmtrain.engine.open_engine`."""
-    if not plan.run.deterministic:
-        return _open(plan, hf_config, comm, weights, kernels)
-    make_deterministic()
+    if plan.run.deterministic:
+        make_deterministic()
     engine = _open(plan, hf_config, comm, weights, kernels)
-    explained = explaining(engine.train_step, plan.origins.get("deterministic", "run"))
-    engine.train_step = explained  # type: ignore[method-assign]
+    if plan.run.deterministic:
+        explained = explaining(engine.train_step, plan.origins.get("deterministic", "run"))
+        engine.train_step = explained  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()  # the collector never again walks over the modules of libraries, which takes it a pause each time
     return engine
 
 
