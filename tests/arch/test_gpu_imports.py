@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LISTS = ROOT / "benchmarks" / "gpu_image.txt"
 
-# Hides every installed package that is in no list, then does what the session does on one rank: the modules of
-# the launcher's entry and of each program, a step, a checkpoint.
+# Hides every installed package that is in no list, then does what the session does on one rank: the modules
+# of the launcher's entry and of each program, a step, a checkpoint.
 PROGRAM = """
 import importlib.machinery, importlib.metadata, os, re, sys
 allowed = set(sys.argv[1].split(","))
@@ -48,7 +48,7 @@ os._exit(0)
 
 
 def listed() -> set[str]:
-    """Both lists, and what the packages of the image need themselves; wheels are carried without their needs."""
+    """Both lists, and what the image's packages need themselves; wheels are carried without their needs."""
     image, carried = (
         set(re.findall(r"^[a-z0-9-]+$", part, re.MULTILINE)) for part in LISTS.read_text().split("[carried]")
     )
