@@ -267,8 +267,7 @@ def work(
     if found is not None:
         load(found)
     start = found.step if found else 0
-    rules = plan.run.checkpoint
-    strict = rules.on_failure == "stop"
+    rules, strict = plan.run.checkpoint, plan.run.checkpoint.on_failure == "stop"
     tell, sync = run_log.save_ended, run_log.sync
     saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
     history: Any = comm.broadcast(run_log.history())

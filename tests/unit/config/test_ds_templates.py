@@ -354,37 +354,6 @@ def test_gradients_are_summed_in_fp32_where_deepspeed_can(
     assert dict_["data_types"] == {"grad_accum_dtype": expected}
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision", "expected"),
-    # up to stage 1 the sums of a step travel, beyond it one micro-batch's gradients
-    [(0, "bf16", "bf16"), (1, "bf16", "fp32"), (2, "bf16", "bf16"), (3, "bf16", "bf16")]
-    + [(stage, "fp16", "fp16") for stage in range(1, 4)]
-    + [(stage, "fp32", "fp32") for stage in range(4)],
-)
-def test_gradients_travel_in_the_type_they_have(
-    run_file: Path, stage: int, precision: str, expected: str
-) -> None:
-    zero = {"zero_optimization": {"stage": stage}}
-    for content in (zero, {**zero, "communication_data_type": "auto"}):
-        assert resolved(run_file, content, f"precision={precision}")["communication_data_type"] == expected
-    asked = {**zero, "communication_data_type": "fp16"}
-    assert resolved(run_file, asked, f"precision={precision}")["communication_data_type"] == "fp16"
-    summed = {**zero, "data_types": {"grad_accum_dtype": precision}}
-    assert resolved(run_file, summed, f"precision={precision}")["communication_data_type"] == precision
-
-
-def test_a_pipeline_sends_its_sums_in_fp32(run_file: Path) -> None:
-    content = {"zero_optimization": {"stage": 1}}
-    assert resolved(run_file, content, "parallel.pipeline=2")["communication_data_type"] == "fp32"
-
-
-def test_the_throughput_timer_is_off_unless_asked_for(run_file: Path) -> None:
-    zero = {"zero_optimization": {"stage": 1}}
-    assert resolved(run_file, zero)["timers"]["throughput"]["enabled"] is False
-    asked = {**zero, "timers": {"throughput": {"enabled": True, "synchronized": False}}}
-    assert resolved(run_file, asked)["timers"] == asked["timers"]
-
-
 def test_a_sum_type_that_deepspeed_refuses_is_refused(run_file: Path) -> None:
     content = {"zero_optimization": {"stage": 0}, "data_types": {"grad_accum_dtype": "fp32"}}
     with pytest.raises(ConfigError, match="precision bf16 at ZeRO stage 0 allows bf16"):
