@@ -35,23 +35,23 @@ if [ -n "$TOY" ]; then
 else
   slower=1
   small="" first="1.3b" second="125m" modes="auto fused" tests="-q -n 4"
-  steps="--steps 6 --warmup 2 --rounds 1 --timeout 60 --no-trainer"
+  steps="--steps 5 --warmup 2 --rounds 1 --timeout 60 --no-trainer"
   export DS_ACCELERATOR=cuda
 fi
 
 # the words of these variables are options, one by one
 # shellcheck disable=SC2086
 {
-  command -v nvidia-smi >/dev/null && part device 20 nvidia-smi
-  part imports 60 "$PYTHON" -c 'from llmtrain.report.environment import versions; import deepspeed, llmtrain.train
+  command -v nvidia-smi >/dev/null && part device 10 nvidia-smi
+  part imports 30 "$PYTHON" -c 'from llmtrain.report.environment import versions; import deepspeed, llmtrain.train
 import llmtrain.engine.opening; print(versions())'
-  part tests 150 "$PYTHON" -m pytest tests/gpu $tests -p no:cacheprovider --junitxml "$OUT/junit.xml"
-  part kernels 60 "$PYTHON" benchmarks/gpu_kernels.py $small --record
-  [ -f benchmarks/head_loss.py ] && part head-loss 45 "$PYTHON" benchmarks/head_loss.py
-  part profile 75 "$PYTHON" benchmarks/gpu_profile.py $small --record
-  part step-first 165 "$PYTHON" benchmarks/step_time.py --model "$first" --kernels $modes $steps --record
+  part tests 120 "$PYTHON" -m pytest tests/gpu $tests -p no:cacheprovider --junitxml "$OUT/junit.xml"
+  part kernels 35 "$PYTHON" benchmarks/gpu_kernels.py $small --record
+  [ -f benchmarks/head_loss.py ] && part head-loss 30 "$PYTHON" benchmarks/head_loss.py
+  part profile 50 "$PYTHON" benchmarks/gpu_profile.py $small --record
+  part step-first 170 "$PYTHON" benchmarks/step_time.py --model "$first" --kernels $modes $steps --record
   part step-second 75 "$PYTHON" benchmarks/step_time.py --model "$second" --kernels auto $steps --record
-  part zero 90 "$PYTHON" benchmarks/gpu_zero.py $small --record
+  part zero 80 "$PYTHON" benchmarks/gpu_zero.py $small --record
 }
 
 printf '\n'

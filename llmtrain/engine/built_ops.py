@@ -37,11 +37,13 @@ class BuiltOp:
         """Hands DeepSpeed the op that was built; why that can't be, or an empty string."""
         import ctypes
 
-        from deepspeed.git_version_info import installed_ops
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.git_version_info import accelerator_name, installed_ops
         from deepspeed.ops.op_builder.builder import OpBuilder
 
+        came_along = accelerator_name == get_accelerator()._name  # built with DeepSpeed, by DS_BUILD_…
         for name in self.libraries:
-            if name in OpBuilder._loaded_ops or installed_ops.get(name):
+            if name in OpBuilder._loaded_ops or (came_along and installed_ops.get(name)):
                 continue
             library = library_of(name)
             missing = f"needs DeepSpeed's {self.name} op, and"
