@@ -113,8 +113,8 @@ def peaks() -> dict[str, int]:
     return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def llmtrain_engine(spec: Spec, watch: Stopwatch) -> list[float]:
-    """`open_engine` and `train_step`, as the training loop calls them; the kernels mode is in the name."""
+def open_llmtrain(spec: Spec) -> Any:
+    """This project's engine for the job; the kernels mode is in the contestant's name."""
     import yaml
 
     from llmtrain.config.load import load_run
@@ -140,8 +140,13 @@ def llmtrain_engine(spec: Spec, watch: Stopwatch) -> list[float]:
     path.write_text(yaml.safe_dump(run))
     plan = make_plan(load_run(path), 1, detect_device())
     config = hf_config(plan.run.model, spec.config["vocab_size"])
-    engine = open_engine(plan, config, World(0, 1, 0, 1, "none"), weights=WeightFiles(spec.weights))
-    losses = []
+    weights = WeightFiles(spec.weights) if spec.weights else None
+    return open_engine(plan, config, World(0, 1, 0, 1, "none"), weights=weights)
+
+
+def llmtrain_engine(spec: Spec, watch: Stopwatch) -> list[float]:
+    """`open_engine` and `train_step`, as the training loop calls them."""
+    engine, losses = open_llmtrain(spec), []
     watch.start = time.perf_counter()
     for step in range(spec.warmup + spec.steps):
         losses.append(engine.train_step(RandomRows(spec, step), LR).loss)

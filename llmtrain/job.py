@@ -169,7 +169,9 @@ def open_job(path: str, overrides: Sequence[str], world: World, resume: str = ""
             epoch_rows=batches.rows_per_epoch,
         )
     generation = settings_of_run(plan.run.model, config, batches.datasets)
-    return Job(plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation, note)
+    return Job(
+        plan, batches, prepared.evaluation, config, RunFolder(plan.run.folder), world, generation, note
+    )
 
 
 def check_agreement(comm: Comm, job: Job) -> None:

@@ -288,6 +288,7 @@ def work(
         weights = WeightFiles(source)
     with job.folder.talk_to_log(comm.rank):
         engine = open_engine(plan, job.config, job.world, weights, comm)  # type: ignore[arg-type]
+    watch.behind = engine.behind
     if comm.rank == 0:
         job.folder.write_environment(versions(), device_name(plan.device), engine.kernels, job.world)
     log.info("kernels: %s", ", ".join(f"{part} {name}" for part, name in engine.kernels.items()))
@@ -308,9 +309,9 @@ def work(
     if found is not None:
         load(found)
     start = found.step if found else 0
-    rules = plan.run.checkpoint
-    strict, tell = rules.on_failure == "stop", run_log.save_ended
-    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=run_log.sync)
+    rules, strict = plan.run.checkpoint, plan.run.checkpoint.on_failure == "stop"
+    tell, sync = run_log.save_ended, run_log.sync
+    saver = checkpoint.Saver(engine, job.folder.path, rules.keep, facts, tell, strict, first=sync)
     history: Any = comm.broadcast(run_log.history())
     run_log.hosts = comm.gather(socket.gethostname())
     health = Health(plan.run.health, history, partial(checkpoint.newest, job.folder.path, comm=comm), load)

@@ -50,6 +50,11 @@ def resolve(
     resolved["zero_optimization"] = _zero(template, run, dp, device)
     resolved |= _precision(template, run)
     resolved["data_types"] = {"grad_accum_dtype": _grad_accum_dtype(template, run)}
+    sums = resolved["data_types"]["grad_accum_dtype"]
+    resolved["communication_data_type"] = said.get("communication_data_type", AUTO)
+    if resolved["communication_data_type"] in (AUTO, None):
+        resolved["communication_data_type"] = _communication_dtype(zero_stage(template), run.precision, sums)
+    resolved["timers"] = {"throughput": _throughput_timer(template)}
     if run.parallel.pipeline > 1:
         resolved["pipeline"] = _pipeline(template, run)
     for name, value in said.items():
@@ -144,6 +149,24 @@ def _grad_accum_dtype(template: Template, run: RunConfig) -> str:
             Problem("data_types.grad_accum_dtype", said, template.origin("data_types.grad_accum_dtype"), fix)
         )
     return str(said)
+
+
+def _communication_dtype(stage: int, precision: str, sums: str) -> str:
+    """In which type gradients travel between ranks, and in which they are added up there.
+
+    Up to stage 1, pipelines included, what travels is the sum over a step's micro-batches, once: in that
+    sum's type. DeepSpeed would take the model's, and so round fp32 sums to bf16 before the update, on one
+    rank too. At stages 2 and 3 it is one micro-batch's gradients, which are of the model's type as they
+    come: fp32 would double the traffic of each micro-batch to save a rounding; sums over micro-batches
+    stay `sums`.
+    """
+    return sums if stage < 2 else precision
+
+
+def _throughput_timer(template: Template) -> dict[str, Any]:
+    """DeepSpeed's throughput timer, off unless a file asks for it: it waits for the device at every turn."""
+    asked = template.content.get("timers", {}).get("throughput", {})
+    return _filled({"enabled": False, **asked}, TOP.known["timers"].known["throughput"])
 
 
 def _pipeline(template: Template, run: RunConfig) -> dict[str, Any]:

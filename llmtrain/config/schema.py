@@ -234,6 +234,7 @@ class RunConfig(Section):
     deepspeed: PathText = "zero1"  # a name in ds_configs/ or a path to a DeepSpeed JSON file
     kernels: Literal["auto", "reference", "fused"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
+    deterministic: bool = False  # the same bits each time, on a GPU too; slower
     checkpoint: CheckpointSection = CheckpointSection()
     eval: EvalSection = EvalSection()
     health: HealthSection = HealthSection()

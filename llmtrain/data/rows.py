@@ -24,6 +24,16 @@ class RowArrays:
     positions: np.ndarray
 
 
+def document_bounds(positions: np.ndarray) -> np.ndarray:
+    """Where documents begin in rows laid end to end, then the number of all tokens: int32 [documents + 1].
+
+    positions: int64 [rows, seq], which count on within a document; each row begins a document.
+    """
+    starts = np.ones(positions.shape, dtype=bool)
+    np.not_equal(positions[:, 1:], positions[:, :-1] + 1, out=starts[:, 1:])
+    return np.append(np.flatnonzero(starts), positions.size).astype(np.int32)
+
+
 class Rows(Protocol):
     """The rows of one step (or of an evaluation); nothing is read before `read` is called."""
 

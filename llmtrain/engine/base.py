@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from deepspeed.utils.timer import NoopTimer
 
+from llmtrain.config.deepspeed import NEVER
 from llmtrain.engine import nvme
 from llmtrain.engine.busy import BusyClock
 from llmtrain.engine.comm import TorchComm
 from llmtrain.engine.draws import Draws
+from llmtrain.engine.fp32_sums import mend_fp32_sums
 from llmtrain.engine.guard import norm_clip_or_withhold, unguarded
 from llmtrain.engine.replicas import differing_replica
 from llmtrain.engine.seam import BUFFER, Slice, SliceReader, StepResult
 from llmtrain.engine.slices import NamedParameter, open_state
+from llmtrain.engine.stream_order import order_streams
 from llmtrain.errors import EngineError
 
 if TYPE_CHECKING:
     from llmtrain.model.stages import StageModel
     from llmtrain.plan.plan import Plan
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # DynamicLossScaler's own bookkeeping, kept so that a resumed fp16 run scales as the first would have.
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -46,6 +52,10 @@ class DeepSpeedEngineBase:
         if plan.run.precision == "fp16":
             self._scaler().raise_error_at_min_scale = False  # `_result` says it in a sentence
         self._state = open_state(deepspeed_engine.optimizer, self._named(), dp_rank, plan.topology.dp)
+        mend_fp32_sums(deepspeed_engine)
+        order_streams(deepspeed_engine.optimizer)
+        if not plan.deepspeed["wall_clock_breakdown"] and plan.deepspeed["steps_per_print"] == NEVER:
+            deepspeed_engine.timers = NoopTimer()  # a pipeline's keeps two CUDA events of every step for ever
         if unguarded(deepspeed_engine.optimizer):
             self._install_gate()
         self._compare = False
@@ -67,6 +77,8 @@ class DeepSpeedEngineBase:
             "gradient_clipping": float(engine.gradient_clipping()),
             "bf16.enabled": bool(engine.bfloat16_enabled()),
             "fp16.enabled": bool(engine.fp16_enabled()),
+            "data_types.grad_accum_dtype": engine.get_data_types()[1],
+            "communication_data_type": engine.communication_data_type,
         }
         wanted = {
             "zero_optimization.stage": self.plan.topology.zero_stage,
@@ -75,6 +87,8 @@ class DeepSpeedEngineBase:
             "gradient_clipping": float(asked["gradient_clipping"]),
             "bf16.enabled": self.plan.run.precision == "bf16",
             "fp16.enabled": self.plan.run.precision == "fp16",
+            "data_types.grad_accum_dtype": DTYPES[asked["data_types"]["grad_accum_dtype"]],
+            "communication_data_type": DTYPES[asked["communication_data_type"]],
         }
         wrong = [f"{key} is {seen[key]}, not {wanted[key]}" for key in wanted if seen[key] != wanted[key]]
         if wrong:
@@ -226,6 +240,10 @@ class DeepSpeedEngineBase:
         """Seconds of the last step in which this rank worked and waited for no other; 0 without training."""
         return self._busy.seconds()
 
+    def behind(self) -> str:
+        """What this rank's GPU waits in, for the watchdog; empty when its host keeps the others waiting."""
+        return self._busy.behind()
+
     def memory_bytes(self) -> int:
         """Peak device memory since the last call; on CPU the process's peak resident set."""
         if self.device.type == "cuda":
@@ -237,6 +255,7 @@ class DeepSpeedEngineBase:
     def close(self) -> None:
         """Frees DeepSpeed's buffers and leaves the process group."""
         self.comm.barrier()
+        gc.unfreeze()
         self.deepspeed.destroy()
         nvme.remove(self.plan, self.comm.rank)
         if torch.distributed.is_initialized():

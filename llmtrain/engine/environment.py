@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from llmtrain.config.world import World
@@ -30,9 +30,19 @@ _SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 def detect_device() -> str:
     """`cuda` when PyTorch sees a GPU, else `cpu`."""
+    _choose_allocator(os.environ)
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _choose_allocator(environ: MutableMapping[str, str]) -> None:
+    """Lets segments of device memory grow, so that sizes which change don't tear it to pieces.
+
+    torch reads this when it is loaded. What the user has set under either name stands.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environ):
+        environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def start(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from llmtrain.data.rows import IGNORED, Rows
+from llmtrain.data.rows import IGNORED, Rows, document_bounds
+from llmtrain.model.documents import Documents
 
-Micro = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+class MicroBatch(NamedTuple):
+    """What a forward pass takes: tokens, positions and labels, int64 [rows, seq_len], and their documents."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    documents: Documents
 
 
-def micro_batch(rows: Rows, start: int, size: int, device: torch.device) -> Micro:
-    """(tokens, positions, labels), each int64 [size, seq_len], of rows `start … start + size`.
+def micro_batch(rows: Rows, start: int, size: int, device: torch.device) -> MicroBatch:
+    """Rows `start … start + size` on the device; the host never waits for it.
 
     Rows past the end are filled up with copies of row 0 that are not trained on, because a pipeline and a
     compiled block want one shape.
@@ -27,11 +37,14 @@ def micro_batch(rows: Rows, start: int, size: int, device: torch.device) -> Micr
         positions = np.concatenate([positions, np.repeat(positions[:1], missing, axis=0)])
         blank = np.full((missing, labels.shape[1]), IGNORED, dtype=labels.dtype)
         labels = np.concatenate([labels, blank])
-    return _move(tokens, device), _move(positions, device), _move(labels, device)
+    bounds = document_bounds(positions)
+    longest = int((bounds[1:] - bounds[:-1]).max())
+    documents = Documents(_move(bounds, device), longest, len(bounds) == size + 1)
+    return MicroBatch(_move(tokens, device), _move(positions, device), _move(labels, device), documents)
 
 
 def _move(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
 
+from llmtrain.engine.base import DTYPES
 from llmtrain.engine.comm import TorchComm
+from llmtrain.engine.deterministic import explaining, make_deterministic
 from llmtrain.engine.nvme import deepspeed_config
 from llmtrain.engine.optimizer import adamw
 from llmtrain.engine.partition import Zero3Partitioner
 from llmtrain.engine.pipeline import PipeEngine, StagePipeline, StepLoss
 from llmtrain.engine.zero import ZeroEngine
+from llmtrain.engine.zeropp import require_quantizer
 from llmtrain.errors import EngineError
 from llmtrain.model.build import build_partitioned, build_stage
 from llmtrain.model.kernels import Kernels, choose_kernels
@@ -24,13 +28,25 @@ from llmtrain.plan.plan import Plan
 if TYPE_CHECKING:
     from llmtrain.model.weights import WeightFiles
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 def open_engine(
     plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
 ) -> ZeroEngine | PipeEngine:
     """See `llmtrain.engine.open_engine`."""
+    if plan.run.deterministic:
+        make_deterministic()
+    engine = _open(plan, hf_config, comm, weights, kernels)
+    if plan.run.deterministic:
+        explained = explaining(engine.train_step, plan.origins.get("deterministic", "run"))
+        engine.train_step = explained  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()  # else each full collection walks over all that the libraries hold: a fifth of a second
+    return engine
+
+
+def _open(
+    plan: Plan, hf_config: Any, comm: TorchComm, weights: WeightFiles | None, kernels: Kernels | None
+) -> ZeroEngine | PipeEngine:
     run, topology = plan.run, plan.topology
     if kernels is None:
         kernels = choose_kernels(run.kernels, plan.device, run.precision, run.data.mask_documents)
@@ -40,6 +56,7 @@ def open_engine(
         else torch.device("cpu")
     )
     dtype = DTYPES[run.precision]
+    require_quantizer(plan, comm)
     config = deepspeed_config(plan, comm)
     cuts = plan_cuts(hf_config, topology.pipeline)
     index = comm.rank // topology.dp  # DeepSpeed's topology: pipeline is the outer axis

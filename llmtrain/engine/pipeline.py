@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from llmtrain.data.rows import Rows
 from llmtrain.engine.base import DeepSpeedEngineBase
 from llmtrain.engine.guard import withhold
-from llmtrain.engine.microbatches import micro_batch
+from llmtrain.engine.microbatches import MicroBatch, micro_batch
 from llmtrain.engine.seam import EvalResult, StepResult
+from llmtrain.model.documents import Documents
 from llmtrain.model.stages import StageModel
 
 
@@ -32,10 +34,36 @@ class _Layer(torch.nn.Module):
     def __init__(self, stage: StageModel):
         super().__init__()
         self.stage = stage
+        self.batches: MicroBatches | None = None
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> Any:
         """(tokens or hidden, positions) → what the stage gives."""
-        return self.stage(*inputs)
+        assert self.batches is not None, "a step has not begun"
+        return self.stage(*inputs, documents=self.batches.documents())
+
+
+class MicroBatches:
+    """This rank's micro-batches in order: what DeepSpeed takes on the first and the last stage, and on every
+    stage the documents of the one that it computes next."""
+
+    def __init__(self, make: Callable[[int], MicroBatch], starts: Iterator[int]):
+        self._make = make
+        self._starts = starts
+        self._ahead: deque[Documents] = deque()
+
+    def __iter__(self) -> MicroBatches:
+        return self
+
+    def __next__(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        tokens, positions, labels, documents = self._make(next(self._starts))
+        self._ahead.append(documents)
+        return (tokens, positions), labels
+
+    def documents(self) -> Documents:
+        """Those of the next forward pass; a stage in the middle loads nothing, so they are read here."""
+        if not self._ahead:
+            next(self)
+        return self._ahead.popleft()
 
 
 class StagePipeline(PipelineModule):
@@ -45,7 +73,8 @@ class StagePipeline(PipelineModule):
         self._tied_group: tuple[torch.nn.Parameter, Any] | None = None
         self._tied_weight = (stage.tied_weight,)  # in a tuple: not a parameter of this module
         self._is_tied = bool(stage.hf.all_tied_weights_keys)
-        layers = [_Layer(stage) if i == index else LayerSpec(torch.nn.Identity) for i in range(count)]
+        self.stage_layer = (_Layer(stage),)
+        layers = [self.stage_layer[0] if i == index else LayerSpec(torch.nn.Identity) for i in range(count)]
         super().__init__(layers=layers, num_stages=count, loss_fn=loss_fn, partition_method="uniform")
 
     def _index_tied_modules(self) -> dict[str, Any]:
@@ -121,6 +150,7 @@ class PipeEngine(DeepSpeedEngineBase):
 
     def _wrap_work(self) -> None:
         self.stage.forward = self._busy.working()(self.stage.forward)  # type: ignore[method-assign]
+        self.stage.register_forward_hook(lambda *_: self._busy.asked())
 
     def train_step(
         self, rows: Rows, lr: float, step: int = 0, most_loss: float = math.inf, compare: bool = False
@@ -137,7 +167,8 @@ class PipeEngine(DeepSpeedEngineBase):
         self.step_loss.begin(factor, batch.accumulation, most_loss * tokens, dp_group)
         first = self.dp_rank * batch.micro * batch.accumulation
         starts = (first + index * batch.micro for index in range(batch.accumulation))
-        loss = self.deepspeed.train_batch(data_iter=self._inputs(rows, starts))
+        loss = self.deepspeed.train_batch(data_iter=self._batches(rows, starts))
+        self._busy.asked()
         withheld = self.step_loss.withheld
         if most_loss < math.inf:  # only the last stage knows yet
             withheld = bool(self.comm.sum(torch.tensor([float(withheld)])) > 0)
@@ -148,15 +179,17 @@ class PipeEngine(DeepSpeedEngineBase):
         micro, dp = self.plan.batch.micro, self.plan.batch.dp
         rounds = -(-rows.count // (micro * dp))
         self.step_loss.begin(1.0)
+        self._busy.begin()
         starts = ((index * dp + self.dp_rank) * micro for index in range(rounds))
         self.deepspeed.total_loss = None  # the last step's, to which DeepSpeed would add up these
-        mean = self.deepspeed.eval_batch(self._inputs(rows, starts), num_micro_batches=rounds)
+        mean = self.deepspeed.eval_batch(self._batches(rows, starts), num_micro_batches=rounds)
         return EvalResult(float(mean) * rounds * dp, rows.valid_tokens)
 
-    def _inputs(
-        self, rows: Rows, starts: Iterator[int]
-    ) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]]:
-        for start in starts:
+    def _batches(self, rows: Rows, starts: Iterator[int]) -> MicroBatches:
+        def make(start: int) -> MicroBatch:
             with self._busy.working():
-                tokens, positions, labels = micro_batch(rows, start, self.plan.batch.micro, self.device)
-            yield (tokens, positions), labels
+                return micro_batch(rows, start, self.plan.batch.micro, self.device)
+
+        batches = MicroBatches(make, starts)
+        self.deepspeed.module.stage_layer[0].batches = batches
+        return batches

@@ -131,6 +131,9 @@ class Engine(Protocol):
     def busy_s(self) -> float:
         """Seconds of the last step in which this rank worked and waited for no other; 0 without training."""
 
+    def behind(self) -> str:
+        """What this rank's GPU waits in, for the watchdog; empty when its host keeps the others waiting."""
+
     def memory_bytes(self) -> int:
         """Peak memory of this rank since the last call: device memory, or resident set on CPU."""
 

@@ -51,6 +51,7 @@ class Watchdog:
         self._gather_s = GATHER_S if world.local_size == world.size else SHARED_GATHER_S
         self.folder = logs / "hang" / "unnamed"
         self._log: IO[str] = sys.stderr
+        self.behind: Callable[[], str] = str  # what this rank's GPU waits in, where it has one
         self._end = end
         self._phase, self._step, self._since, self._more_s = START_UP, 0, time.monotonic(), 0.0
         self._warm = False  # the first step may compile
@@ -182,6 +183,9 @@ class Watchdog:
         for stack in stacks:
             if found := _where(stack):
                 return "is in loading" if found == _SAVING and self._phase == START_UP else found
+        with suppress(Exception):  # a GPU that is lost tells nothing
+            if found := self.behind():
+                return found
         return f"is in {self._phase}"
 
 

@@ -58,6 +58,7 @@ class ZeroEngine(DeepSpeedEngineBase):
                     withhold(loss_sum)
             engine.backward(loss_sum * to_mean)
             engine.step()
+            self._busy.asked()
         return self._result(float(total) / tokens, tokens, scaler, withheld)
 
     @torch.no_grad()
@@ -66,10 +67,12 @@ class ZeroEngine(DeepSpeedEngineBase):
         micro, dp = self.plan.batch.micro, self.plan.batch.dp
         rounds = -(-rows.count // (micro * dp))
         self.deepspeed.eval()
+        self._busy.begin()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(rounds):
             start = (index * dp + self.dp_rank) * micro
             total += self.deepspeed(*micro_batch(rows, start, micro, self.device)).double()
+            self._busy.asked()
         dist.all_reduce(total)
         return EvalResult(float(total), rows.valid_tokens)
 

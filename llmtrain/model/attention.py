@@ -69,18 +69,6 @@ def cudnn_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def document_bounds(positions: torch.Tensor) -> torch.Tensor:
-    """Where documents begin in the rows laid end to end, as the 4-D int32 "mask" [1, 1, 1, documents + 1].
-
-    positions: int64 [rows, seq], starting from 0 in each document. transformers hands a 4-D mask to every
-    layer as it is, which brings the bounds to the attention of any family. Waits for the device once.
-    """
-    starts = torch.ones_like(positions, dtype=torch.bool)
-    starts[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
-    found = starts.flatten().nonzero().flatten()
-    return F.pad(found, (0, 1), value=positions.numel()).to(torch.int32).view(1, 1, 1, -1)
-
-
 def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -192,6 +180,7 @@ def flash_varlen(
         softmax_scale=scaling,
         causal=True,
         window_size=(-1 if window is None else window - 1, -1 if window is None else 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own see to it
     )
     return out[0] if isinstance(out, tuple) else out  # the first ones of version 3 return sums of logits too
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from llmtrain.errors import ConfigError, Problem
-from llmtrain.model.attention import document_bounds, is_varlen
+from llmtrain.model.attention import is_varlen
 from llmtrain.model.counts import layer_costs
+from llmtrain.model.documents import Documents, documents_of, known
 from llmtrain.model.kernels import Kernels
 from llmtrain.model.loss import HeadFormula, whole_loss
 from llmtrain.model.structure import Structure, body, read_structure, skeleton
@@ -52,7 +53,8 @@ class StageModel(nn.Module):
     One stage: forward(tokens, positions, labels) → the loss sum (fp32 scalar).
     First of several: forward(tokens, positions) → (hidden, positions); middle: (hidden, positions) → the
     same; last: (hidden, positions) → hidden after the final norm, then `loss(hidden, labels)`.
-    tokens, positions, labels are int64 [rows, seq]; hidden is [rows, seq, width].
+    tokens, positions, labels are int64 [rows, seq]; hidden is [rows, seq, width]. `documents` come with the
+    rows; where they are not given, they are read off the positions, which waits for the device.
     """
 
     def __init__(self, hf: Any, cut: Cut, kernels: Kernels):
@@ -64,30 +66,41 @@ class StageModel(nn.Module):
         self._tied_names = tied if cut.count > 1 else {}
 
     def forward(
-        self, inputs: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        documents: Documents | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
+        documents = documents or documents_of(positions)
         if self.kernels.loss == "model" and self.cut.count == 1:
             assert labels is not None, "a single stage computes the loss and needs labels"
-            masks = self._masks(positions)
-            raw = self.hf(input_ids=inputs, position_ids=positions, use_cache=False, **masks).logits
+            masks = self._masks(documents)
+            with known(documents):
+                raw = self.hf(input_ids=inputs, position_ids=positions, use_cache=False, **masks).logits
             return whole_loss(raw, labels, HeadFormula())
         name = "input_ids" if self.cut.is_first else "inputs_embeds"
-        hidden = self.hidden(positions, **{name: inputs})
+        hidden = self.hidden(positions, documents, **{name: inputs})
         if self.cut.count == 1:
             assert labels is not None, "a single stage computes the loss and needs labels"
             return self.loss(hidden, labels)
         return hidden if self.cut.is_last else (hidden, positions)
 
-    def hidden(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def hidden(
+        self, positions: torch.Tensor, documents: Documents | None = None, **inputs: torch.Tensor
+    ) -> torch.Tensor:
         """What the layers (and on the last stage the final norm) make of input_ids or inputs_embeds."""
-        given = {**inputs, **self._masks(positions)}
-        return body(self.hf)(position_ids=positions, use_cache=False, **given).last_hidden_state
+        documents = documents or documents_of(positions)
+        given = {**inputs, **self._masks(documents)}
+        with known(documents):
+            return body(self.hf)(position_ids=positions, use_cache=False, **given).last_hidden_state
 
-    def _masks(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _masks(self, documents: Documents) -> dict[str, torch.Tensor]:
+        """Bounds as a 4-D int32 "mask" [1, 1, 1, documents + 1], which transformers hands on as it is."""
         if not is_varlen(self.kernels.attention):
             return {}
-        bounds = document_bounds(positions)
+        bounds = documents.bounds.view(1, 1, 1, -1)
         if self.kernels.compile:
             torch._dynamo.maybe_mark_dynamic(bounds, 3)  # one graph for every number of documents
         return {"attention_mask": bounds}

@@ -56,7 +56,7 @@ def _go_on(engine: Any, plan: Any, rank: int, first: int, steps: int) -> list[fl
         total = torch.zeros(())
         for index in range(accumulation):
             start_row = (rank * accumulation + index) * micro
-            tokens, positions, labels = micro_batch(rows, start_row, micro, torch.device("cpu"))
+            tokens, positions, labels, _ = micro_batch(rows, start_row, micro, torch.device("cpu"))
             logits = engine(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
             total += loss.detach()

@@ -39,7 +39,7 @@ def build_without_headers(world: World) -> str:
 
     AsyncIOBuilder.is_compatible = lambda self, verbose: False  # type: ignore[method-assign]
     with pytest.raises(EngineError) as caught:
-        nvme.build()
+        nvme.ASYNC_IO.build()
     return str(caught.value)
 
 

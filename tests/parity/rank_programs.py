@@ -152,6 +152,7 @@ def train(world: World, model: str, steps: int, detail: bool = False, **sections
     plan, engine = open_run(world, model, steps, **sections)
     held_out = RandomRows(seed=99, step=0, count=7)
     before = engine.evaluate(held_out)
+    rounded = _watch_sums(engine) if sections.get("precision") == "bf16" else []
     results = [engine.train_step(RandomRows(5, step), plan.schedule.lr(step)) for step in range(steps)]
     after = engine.evaluate(held_out)
     engine.close()
@@ -160,6 +161,7 @@ def train(world: World, model: str, steps: int, detail: bool = False, **sections
         "norms": [result.grad_norm for result in results],
         "eval": [before.loss, after.loss],
         "optimizer": type(engine.deepspeed.optimizer).__name__,
+        "rounded": rounded[:1],
     }
 
 
@@ -176,6 +178,26 @@ def alone(net: Any, tokens: torch.Tensor, positions: torch.Tensor, labels: torch
     """The loss sum of a document that nothing is beside."""
     logits = net(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
     return torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum")
+
+
+def _watch_sums(engine: Any) -> list[float]:
+    """Which share of a step's summed gradients bf16 could hold, noted before each update."""
+    from deepspeed.utils import safe_get_full_grad
+
+    rounded: list[float] = []
+    update = engine.deepspeed._take_model_step
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        if not rounded:
+            whole = [p for p in engine.stage.parameters() if not hasattr(p, "ds_id") or p.ds_numel]
+            sums = [each for p in whole if (each := safe_get_full_grad(p)) is not None]
+            values = torch.cat([each.flatten().float() for each in sums])
+            values = values[values != 0]
+            rounded.append(float((values.bfloat16().float() == values).float().mean()))
+        update(*args, **kwargs)
+
+    engine.deepspeed._take_model_step = watched
+    return rounded
 
 
 def plain(world: World, model: str, steps: int, precision: str = "fp32") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from rank_checkpoints import _facts
 from rank_programs import MODELS, VOCAB, RandomRows, run_file
 
@@ -100,4 +101,8 @@ def resumed_twice(world: World, model: str, **sections: Any) -> dict[str, Any]:
     if world.rank == 0:
         shutil.rmtree(folder)
     engine.close()
-    return {"undisturbed": undisturbed, "resumed": [*runs[0][:-1], *runs[1][:-1], *runs[2]]}
+    return {
+        "undisturbed": undisturbed,
+        "resumed": [*runs[0][:-1], *runs[1][:-1], *runs[2]],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }

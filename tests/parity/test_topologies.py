@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 STEPS = 20
 PROGRAM = "parity/rank_programs.py"
 
+# ZeRO-3 as it trains a large model: no weight stays whole because it is small, few are held beyond their use
+RELEASED = str(Path(__file__).with_name("zero3_released.json"))
 # model, ranks, pipeline, DeepSpeed template, precision, optimizer class DeepSpeed must have chosen
 FLAT, BF16, Z3 = "DeepSpeedZeroOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer_Stage3"
 TORCH, UNFUSED = "AdamW", "FP16_UnfusedOptimizer"
@@ -20,7 +23,8 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
     ("llama", 2, 1, "zero1", "fp32", FLAT),
     ("llama", 2, 1, "zero2", "fp32", FLAT),
     ("llama", 2, 1, "zero3", "fp32", Z3),
-    ("llama", 4, 1, "zero3", "fp32", Z3),
+    ("llama", 2, 1, RELEASED, "fp32", Z3),
+    ("llama", 4, 1, RELEASED, "fp32", Z3),
     ("llama", 2, 1, "zero2_offload", "fp32", FLAT),
     ("llama", 2, 1, "zero3_offload", "fp32", Z3),
     ("llama", 2, 2, "zero0", "fp32", TORCH),
@@ -30,11 +34,11 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
     ("llama", 2, 1, "zero0", "bf16", UNFUSED),
     ("llama", 2, 1, "zero1", "bf16", BF16),
     ("llama", 2, 1, "zero2", "bf16", FLAT),
-    ("llama", 2, 1, "zero3", "bf16", Z3),
+    ("llama", 2, 1, RELEASED, "bf16", Z3),
     ("llama", 2, 2, "pipeline", "bf16", BF16),
     ("llama", 4, 2, "pipeline", "bf16", BF16),
     ("llama-tied", 2, 1, "zero1", "fp32", FLAT),
-    ("llama-tied", 2, 1, "zero3", "fp32", Z3),
+    ("llama-tied", 2, 1, RELEASED, "fp32", Z3),
     ("llama-tied", 2, 2, "zero0", "fp32", TORCH),
     ("llama-tied", 2, 2, "pipeline", "fp32", FLAT),
     ("llama-tied", 4, 2, "pipeline", "fp32", FLAT),
@@ -43,12 +47,12 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
     *[
         (model, 2, stages, template, "fp32", kind)
         for model in ("qwen3", "gemma3", "mixtral", "olmo2", "gpt_neox")
-        for stages, template, kind in ((1, "zero1", FLAT), (1, "zero3", Z3), (2, "pipeline", FLAT))
+        for stages, template, kind in ((1, "zero1", FLAT), (1, RELEASED, Z3), (2, "pipeline", FLAT))
     ],
     # 8 rows that 3 ranks can't share: in micro-batches of 2 the third has none, as after a machine was lost
     ("llama", 3, 1, "zero0", "fp32", TORCH),
     ("mixtral", 3, 1, "zero1", "fp32", FLAT),
-    ("llama", 3, 1, "zero3", "fp32", Z3),
+    ("llama", 3, 1, RELEASED, "fp32", Z3),
     ("llama-tied", 6, 2, "pipeline", "fp32", FLAT),
     *[(model, 2, 1, "zero2", "fp32", FLAT) for model in ("gemma3", "mixtral")],
     *[(model, 2, 1, "zero1", "bf16", BF16) for model in ("qwen3", "gemma3", "mixtral", "olmo2", "gpt_neox")],
@@ -56,10 +60,10 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
 
 # fp32: relative to the plain run, over all steps. bf16: weights are rounded to 8 bits after each update, so
 # sums taken in another order part by a rounding now and then; 20 steps on this model stay inside this band.
-TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 # Gradient norms enter only through clipping. In bf16 each gradient carries the rounding of a whole backward,
 # at weights that have parted by then: the first steps tell.
-NORM_TOLERANCE = {"fp32": (STEPS, 1e-4), "bf16": (5, 5e-2)}
+NORM_TOLERANCE = {"fp32": (STEPS, 1e-4), "bf16": (5, 1e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,11 @@ def reference(worlds: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize(("model", "ranks", "pipeline", "template", "precision", "kind"), TABLE)
+def named(value: Any) -> str:
+    return Path(value).stem if isinstance(value, str) else repr(value)
+
+
+@pytest.mark.parametrize(("model", "ranks", "pipeline", "template", "precision", "kind"), TABLE, ids=named)
 def test_trains_as_one_plain_process(
     worlds: Any,
     reference: Any,
@@ -99,6 +107,8 @@ def test_trains_as_one_plain_process(
         assert result["losses"] == pytest.approx(expected["losses"], rel=band)
         assert result["eval"] == pytest.approx(expected["eval"], rel=band)
         compared, norm_band = NORM_TOLERANCE[precision]
+        if precision == "bf16":  # sums over micro-batches and ranks keep more bits than the gradients have
+            assert max(result["rounded"]) == 1.0 if kind == UNFUSED else max(result["rounded"]) < 0.75
         assert result["norms"][:compared] == pytest.approx(expected["norms"][:compared], rel=norm_band)
     assert expected["losses"][-1] < expected["losses"][0], "nothing was learned, so nothing was compared"
 

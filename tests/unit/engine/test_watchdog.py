@@ -9,11 +9,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from llmtrain.config.world import World
 from llmtrain.engine import watchdog
+from llmtrain.engine.busy import BusyClock
 from llmtrain.engine.watchdog import Watchdog, summary
 
 
@@ -58,6 +61,32 @@ def test_all_ranks_end_and_the_lowest_that_speaks_says_who_stopped_where(
     assert f"every rank's stack is in {tmp_path}/" in said
     for log in (first_log, second_log):
         assert "stacks" in log.read_text() and "no progress for" in log.read_text()
+
+
+def on_gpu(asked: int, done: int) -> BusyClock:
+    clock = BusyClock(torch.device("cpu"))
+    clock._cuda = True
+    clock._mark = lambda: SimpleNamespace(query=lambda number=clock._asked: number <= done)  # type: ignore[method-assign]
+    for _ in range(asked):
+        clock.asked()
+    return clock
+
+
+def test_on_gpus_the_rank_whose_queue_is_empty_is_told_from_those_that_wait(tmp_path: Path) -> None:
+    """NCCL lets the host go on: every rank's stack is somewhere in training, so events have to tell."""
+    reports: dict[int, watchdog.Report] = {}
+    for rank, done in enumerate((2, 2, 4)):  # rank 2's GPU has done all: its host asks for nothing more
+        clock = on_gpu(asked=4, done=done)
+        watch = Watchdog(World(rank, 3, rank, 3, "none"), tmp_path, 60)
+        watch.enter("training", 7)
+        watch.behind = clock.behind
+        reports[rank] = {"step": 7, "doing": watch.doing(), "waited_s": 61.0, "ranks": 3}
+    assert summary(reports, 3) == (
+        "no progress for 61 s: rank 2 is in training of step 7, "
+        "ranks 0, 1 wait in the GPU's queue behind micro-batch 2 of step 7"
+    )
+    watch.behind = lambda: 1 // 0 * ""  # the GPU is gone
+    assert watch.doing() == "is in training"
 
 
 def test_a_rank_that_fails_because_a_peer_has_spoken_and_gone_speaks_first(tmp_path: Path) -> None:

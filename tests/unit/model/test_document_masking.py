@@ -8,7 +8,8 @@ from tiny_models import FAMILIES, VOCAB, packed_rows, stage_models, tiny_config,
 from transformers import AutoConfig
 
 from llmtrain.errors import ConfigError
-from llmtrain.model.attention import document_bounds, reference_varlen
+from llmtrain.model.attention import reference_varlen
+from llmtrain.model.documents import documents_of, known
 from llmtrain.model.kernels import Kernels
 from llmtrain.model.probes import proves_document_masking
 
@@ -83,10 +84,18 @@ def test_a_family_that_leaks_is_refused_with_the_way_out() -> None:
     assert whole_model(config, kernels=Kernels(documents=False)).cut.count == 1
 
 
-def test_bounds_are_where_positions_start_again() -> None:
-    positions = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 0, 1]])  # a row may begin within a document
-    assert document_bounds(positions).flatten().tolist() == [0, 3, 5, 7, 8, 10]
-    assert document_bounds(positions).shape == (1, 1, 1, 6)
+def test_masks_are_made_without_asking_the_device() -> None:
+    from transformers import masking_utils
+
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 1]])
+    asked = masking_utils.find_packed_sequence_indices.__wrapped__
+    for positions in (rows, rows[:1]):
+        documents = documents_of(positions)
+        assert documents.alone == (asked(positions) is None)
+        with known(documents):
+            found = masking_utils.find_packed_sequence_indices(positions)
+        assert found is None if documents.alone else torch.equal(found, asked(positions))
+    assert (documents_of(rows).bounds.tolist(), documents_of(rows).longest) == ([0, 4, 6, 8], 4)
 
 
 def test_reference_varlen_knows_sliding_windows_and_grouped_heads() -> None:
