@@ -123,6 +123,7 @@ def _ask(folder: Path, name: str) -> dict[str, Any]:
             [sys.executable, "-c", _CHILD, str(folder)],
             capture_output=True,
             text=True,
+            encoding="utf-8",
             env=environment,
             timeout=_SECONDS,
         )

@@ -117,8 +117,7 @@ def build(
                     manifest, written = _write_dataset(work, tokenizer, pipeline, tell)
             finally:
                 heart.sign = None
-            told = (*_left_out(sources), *((parser.unused_templates()) if parser else ()))
-            notes = (*notes_of(corpus, sources, written, tokenizer.engine), *told, *notes)
+            notes = (*notes_of(corpus, sources, written, tokenizer.engine), *_unused(sources, parser), *notes)
             seconds = time.monotonic() - began
             _write_built(work, manifest, written, _Spent(seconds, workers, clock.seconds, notes))
             (partial / BUILT).touch()
@@ -127,7 +126,9 @@ def build(
     return BuildReport(corpus.folder, manifest, False, seconds, workers, kept, notes, written.read_bytes)
 
 
-def _left_out(sources: Sequence[Source]) -> Iterator[str]:
+def _unused(sources: Sequence[Source], parser: SampleParser | None) -> Iterator[str]:
+    """What of the input has no part in the dataset."""
+    yield from parser.unused_templates() if parser else ()
     for source in sources:
         if source.left_out:
             yield f"{source.section.label}: no records are read from {', '.join(source.left_out)}"
@@ -267,7 +268,7 @@ def _found_tokenizer(corpus: CorpusConfig, scratch: Path) -> tuple[Path | None, 
 def _built_before(output: Path) -> dict[str, Any]:
     """How the dataset that is there was built, if it says so."""
     try:
-        return dict(json.loads((output / BUILT).read_text()))
+        return dict(json.loads((output / BUILT).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 

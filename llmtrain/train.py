@@ -48,7 +48,7 @@ from llmtrain.report.scores import text_bytes
 from llmtrain.stopping import StopRequest, StopWithinStep, agreed, stopped, stopped_at
 
 if TYPE_CHECKING:
-    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Saver
+    from llmtrain.checkpoint import Checkpoint, CheckpointFacts, Probe, Saver
     from llmtrain.engine.seam import Comm, Engine
 
 RESUME = ("auto", "must", "never")
@@ -298,12 +298,7 @@ def work(
             engine.load(reader, saved.scalars)
 
     def facts(step: int, tokens: int) -> CheckpointFacts:
-        probe = checkpoint.take_probe(engine, job.probe_rows)
-        if not math.isfinite(probe.loss):
-            raise PoisonedError(
-                f"after step {step} the model's loss is {probe.loss}: its weights are not finite"
-            )
-        return job.facts(step, tokens, probe)
+        return job.facts(step, tokens, _finite_probe(engine, job.probe_rows, step))
 
     watch.enter(START_UP, 0, more_s=reading_s(job.folder))
     if found is not None:
@@ -328,6 +323,16 @@ def work(
     except EngineError as error:
         raise EngineError(f"{error}. Last good checkpoint: {run_log.last_saved or 'none'}") from error
     engine.close()
+
+
+def _finite_probe(engine: Engine, rows: PackedRows, step: int) -> Probe:
+    """The probe of a checkpoint. Raises PoisonedError when the weights it would vouch for are not finite."""
+    from llmtrain.checkpoint import take_probe
+
+    probe = take_probe(engine, rows)
+    if not math.isfinite(probe.loss):
+        raise PoisonedError(f"after step {step} the model's loss is {probe.loss}: its weights are not finite")
+    return probe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 MOST_FILE_LINES = 400
 MOST_FUNCTION_LINES = 60
 # A knob is a promise for ever. Raise this only with a line in CHANGELOG.md that says what the new one is for.
-RUN_KNOBS = 50
+RUN_KNOBS = 52
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers", "stuff"}
 
 
