@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 
 from data_prep.corpus import CorpusConfig
 from data_prep.engines import ODD, odd_texts
-from data_prep.tokenizer import copy_tokenizer, load_tokenizer
+from data_prep.tokenizer import FILES, copy_tokenizer, load_tokenizer
+from llmtrain.data.links import refuse_link_out
 from llmtrain.data.vocabulary import TOKENIZER_JSON
 from llmtrain.errors import DataError, LlmtrainError
 
@@ -48,6 +49,9 @@ def as_transformers_reads(source: Path, corpus: CorpusConfig, scratch: Path) -> 
     Raises DataError when AutoTokenizer can't read the folder.
     """
     name = str(corpus.tokenizer.source)
+    for path in (*(source / each for each in FILES), source / "config.json"):
+        if path.is_file():  # before anything reads it
+            refuse_link_out(path)
     reference = load_tokenizer(source)
     if not _decides_by_itself(source):
         return Proven(source)

@@ -93,7 +93,9 @@ def find_tokenizer(section: TokenizerSection) -> Path:
             said = "it is a file: give its folder" if folder.exists() else no_such_path(section.source)
             raise DataError(f"tokenizer.source = {section.source!r}: {said}")
         folder = _fetch(section.source, section.revision)
-    refuse_pointer(folder / "tokenizer.json")
+    if (folder / "tokenizer.json").is_file():
+        refuse_link_out(folder / "tokenizer.json")
+        refuse_pointer(folder / "tokenizer.json")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"tokenizer.source = {section.source!r} has no tokenizer.json: convert it once with "
