@@ -13,7 +13,7 @@ from llmtrain.model.kernels import REFERENCE, Kernels, choose_kernels, missing_f
 FAMILIES = ["llama", "llama_tied", "qwen3", "gemma3", "mixtral", "olmo2", "gpt_neox"]
 # Largest relative error of loss and gradients in bf16 against fp32: a few roundings of 2^-8 per layer.
 LOSS_BAND, GRADIENT_BAND = 5e-3, 8e-2
-# A token near a tie goes to another expert. Measured on CPU, bf16 math against fp32 math over three seeds: the
+# A token near a tie goes to another expert. Measured on a CPU, bf16 against fp32 math over three seeds: the
 # router's gradient moves by up to 0.29, all others by up to 0.08; one more token may tip on another device.
 ROUTER_BAND, ROUTED_BAND = 0.5, 0.2
 
