@@ -13,7 +13,9 @@ from llmtrain.model.kernels import REFERENCE, Kernels, choose_kernels, missing_f
 FAMILIES = ["llama", "llama_tied", "qwen3", "gemma3", "mixtral", "olmo2", "gpt_neox"]
 # Largest relative error of loss and gradients in bf16 against fp32: a few roundings of 2^-8 per layer.
 LOSS_BAND, GRADIENT_BAND = 5e-3, 8e-2
-ROUTED_BAND = 0.25  # a token near a tie goes to another expert, which moves the router's gradient
+# A token near a tie goes to another expert. Measured on a CPU, bf16 against fp32 math over three seeds: the
+# router's gradient moves by up to 0.29, all others by up to 0.08; one more token may tip on another device.
+ROUTER_BAND, ROUTED_BAND = 0.5, 0.2
 
 needs_varlen = pytest.mark.skipif(not has_torch_varlen(), reason="needs a CUDA device with torch >= 2.11")
 needs_flash = pytest.mark.skipif(not has_flash(), reason="needs a CUDA device with the flash-attn package")
@@ -67,7 +69,10 @@ def assert_close(stages: list, family: str) -> None:
         ((a.float() - b).norm() / b.norm().clamp(min=1e-6)).item() for a, b in zip(found, wanted, strict=True)
     ]
     assert errors[0] < LOSS_BAND
-    assert max(errors[1:]) < (ROUTED_BAND if family == "mixtral" else GRADIENT_BAND)
+    names = [name for stage in stages for name, _ in stage.named_parameters()]
+    for name, error in zip(names, errors[1:], strict=True):
+        routed = ROUTER_BAND if "mlp.gate." in name else ROUTED_BAND
+        assert error < (routed if family == "mixtral" else GRADIENT_BAND), f"{name}: {error}"
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -194,3 +194,27 @@ def test_flash_attention_is_called_as_it_wants(
     whole = whole_model(config, kernels=Kernels(attention=attention))
     assert is_varlen(attention) and whole.hf.config._attn_implementation == kernel
     torch.testing.assert_close(whole(*rows), plain, rtol=1e-5, atol=0)
+
+
+def test_compiled_blocks_need_one_graph_for_every_number_of_documents(
+    torchs_kernel: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[str] = []
+
+    def run_as_it_is(graph: torch.fx.GraphModule, inputs: list) -> object:
+        graphs.append(graph.code)
+        return graph.forward
+
+    def compile_module(module: torch.nn.Module) -> None:
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=run_as_it_is, fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    kernels = Kernels(attention="varlen", compile=True)
+    compiled, plain = whole_model(tiny_config("llama"), kernels=kernels), whole_model(tiny_config("llama"))
+    tokens, positions, labels = packed_rows()
+    for starts in ((), (8,), (4, 8), (2, 4, 8)):  # more and more documents in the second row
+        for start in starts:
+            positions[1, start:] = torch.arange(16 - start)
+        loss = compiled(tokens, positions, labels)
+        torch.testing.assert_close(loss, plain(tokens, positions, labels), rtol=1e-5, atol=0)
+    assert len(graphs) == 1
