@@ -35,10 +35,14 @@ def test_demo(tmp_path: Path) -> None:
         "the trained model",
         "a unigram model",
         "the model untrained",
+        "xz -9e, each file alone",
+        "loss: nats per token",
+        "bin/activate",  # there is no llmtrain on this PATH
+        "llmtrain generate runs/demo/hf",
     ):
         assert part in ending
-    assert "llmtrain generate runs/demo/hf" in ending
-    assert demo.PROMPT in done.stdout
+    assert [done.stdout.count(f"--- {number} of 3, given") for number in (1, 2, 3)] == [1, 1, 1]
+    assert all(prompt in done.stdout for prompt in demo.PROMPTS)
     assert (tmp_path / "runs" / "demo" / "hf" / "model.safetensors").is_file()
     assert not (tmp_path / "extensions").exists(), "something was built"
     assert set(Path("/dev/shm").glob("deepspeed*")) <= left_before
@@ -46,9 +50,9 @@ def test_demo(tmp_path: Path) -> None:
 
 def test_the_demo_is_what_it_is_said_to_be() -> None:
     plan = make_plan(load_run(ROOT / "recipes" / demo.RECIPE), 2, "cpu", environ={})
-    shape = shape_of(plan.run.model.config or {}, vocab=8192)
+    shape = shape_of(plan.run.model.config or {}, vocab=2048)
     assert shape is not None
-    assert 5_000_000 <= shape.parameters <= 10_000_000
+    assert 3_000_000 <= shape.parameters <= 6_000_000
     assert plan.topology.zero_stage == 1
     assert plan.run.precision == "bf16"
 
