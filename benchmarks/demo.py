@@ -3,8 +3,8 @@
     python benchmarks/demo.py [--ranks 2] [--points 6] [--record]
 
 Both recipes train on the same files of the standard library and are scored on all tokens of the same held-out
-files. `xz`, and a 5-gram model that has counted the whole training text, stand beside them. The seconds are those
-of the steps, so it wants a quiet machine.
+files. `xz`, and a 5-gram model that has counted the whole training text, stand beside them. The seconds are
+those of the steps, so it wants a quiet machine.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from data_prep.corpus import TokenizerSection
 from data_prep.engines import Engine
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
+from llmtrain.data.links import refuse_link_out
 from llmtrain.data.manifest import TokenizerEntry, file_sha256
 from llmtrain.data.pointers import refuse_pointer
 from llmtrain.data.tokenizer_files import NAMES, TEMPLATES, tokenizer_files
@@ -109,7 +110,9 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[*NAMES, f"{TEMPLATES}/*.jinja"])
+            snapshot_download(
+                name, revision=revision, allow_patterns=["config.json", *NAMES, f"{TEMPLATES}/*.jinja"]
+            )
         )
     except Exception as error:  # offline, no such repository, no access: the same to the user
         raise DataError(

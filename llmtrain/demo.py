@@ -43,9 +43,10 @@ for number, prompt in enumerate(prompts, 1):
     print(f"--- {number} of {len(prompts)}, given {prompt.strip()!r}\\n{text}\\n")
 """
 NUMBERS = (
-    "loss: nats per token, the mean over every token of files that training never saw; the losses of the steps "
-    "above are of the text that was being learnt, one step's each. perplexity: e to the loss, so it depends on "
-    "the tokenizer too. bits per byte: what the text would take if the model packed it; it compares with anything."
+    "loss: nats per token, the mean over every token of files that training never saw; the losses of "
+    "the steps above are of the text that was being learnt, one step's each. perplexity: e to the loss, "
+    "so it depends on the tokenizer too. bits per byte: what the text would take if the model packed "
+    "it; it compares with anything."
 )
 
 
