@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.3.1"
+__version__ = "0.4.0"
 
 if sys.argv[:1] == ["-m"]:  # `python -m llmtrain…` is looking for its module, as every launcher starts ranks
     from llmtrain.config.search_path import leave_out_working_folder

@@ -92,8 +92,8 @@ def varlen_attention(
     options = {"dropout": dropout, "scaling": scaling, **kwargs}
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return cudnn_attention(module, query, key, value, attention_mask, **options)
-    assert softcap is None and dropout == 0.0, "attention over documents knows no softcap and no dropout"
-    assert kwargs.get("s_aux") is None, "attention over documents knows no sinks"
+    if softcap is not None or dropout or kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention over documents knows no softcap, no dropout and no sinks")
     if attention_mask.shape[-1] == rows + 1 and (sliding_window is None or sliding_window >= seq):
         return cudnn_attention(module, query, key, value, None, **options)
     q, k, v = (part.transpose(1, 2).reshape(rows * seq, part.shape[1], -1) for part in (query, key, value))
@@ -143,7 +143,8 @@ def torch_varlen(
     if "window_size" in options:
         given["window_size"] = (-1 if window is None else window - 1, 0)
     else:
-        assert window is None, "this torch's varlen_attn knows no sliding window"
+        if window is not None:
+            raise NotImplementedError("this torch's varlen_attn knows no sliding window")
         given["is_causal"] = True
     if "enable_gqa" in options:
         given["enable_gqa"] = query.shape[1] != key.shape[1]

@@ -31,6 +31,7 @@ COMMANDS = {
     "llmtrain report runs/demo": IN_ORDER,
     "llmtrain checkpoint ls runs/demo": IN_ORDER,
     "llmtrain eval runs/demo --data data/stdlib": IN_ORDER,
+    "llmtrain eval runs/demo --data data/stdlib --rolling --documents 4": IN_ORDER,
     "llmtrain export runs/demo export/demo": IN_ORDER,
     'llmtrain generate export/demo "def read("': IN_ORDER,
     "llmtrain doctor": IN_ORDER,
