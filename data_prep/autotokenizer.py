@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from data_prep.corpus import CorpusConfig
 from data_prep.engines import ODD, odd_texts
 from data_prep.tokenizer import FILES, copy_tokenizer, load_tokenizer
+from llmtrain.config.search_path import code_command
 from llmtrain.data.links import refuse_link_out
 from llmtrain.data.vocabulary import TOKENIZER_JSON
 from llmtrain.errors import DataError, LlmtrainError
@@ -27,12 +28,8 @@ from llmtrain.errors import DataError, LlmtrainError
 CONFIG = "tokenizer_config.json"
 AS_THE_FILE = (None, "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 _SECONDS = 300
-_ROOT = Path(__file__).parents[1]
 # not from the working folder, whose files are not ours to run
-_CHILD = (
-    f"import sys; sys.path[:] = [*filter(None, sys.path), {str(_ROOT)!r}]; "
-    "from data_prep.autotokenizer import answer; answer()"
-)
+_CHILD = "from data_prep.autotokenizer import answer; answer()"
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def _ask(folder: Path, name: str) -> dict[str, Any]:
     else:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(folder)],
+            [*code_command(_CHILD), str(folder)],
             capture_output=True,
             text=True,
             encoding="utf-8",

@@ -30,6 +30,7 @@ from data_prep.sources import Source, read_source
 from data_prep.splits import TRAIN, fraction, split_of
 from data_prep.steps.step import Step
 from data_prep.worker import documents_of
+from llmtrain.config.search_path import SafeChildren
 from llmtrain.errors import LlmtrainError
 
 PARTS = 8  # one file gives at most this part of the sample, unless there are fewer files
@@ -98,7 +99,8 @@ def _by_processes(
     ahead: deque[Future[list[str]]] = deque()
     try:
         for file in files:
-            ahead.append(pool.submit(_texts, file, share))
+            with SafeChildren():  # a process is started when there is work for it
+                ahead.append(pool.submit(_texts, file, share))
             if len(ahead) == AHEAD * processes:
                 yield ahead.popleft().result()
         while ahead:

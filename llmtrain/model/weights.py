@@ -22,7 +22,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from llmtrain.config.hub_names import looks_like_a_path, no_such_path
-from llmtrain.data.pointers import refuse_pointer
 from llmtrain.errors import CheckpointError
 from llmtrain.model.initialise import Fill, is_set, mark_set
 from llmtrain.model.weight_index import BESIDE, INDEX, unreadable, weight_files
@@ -66,7 +65,6 @@ class WeightFiles:
         return sorted(self._file)
 
     def _index(self, path: Path) -> None:
-        refuse_pointer(path)
         try:
             with safe_open(path, framework="pt") as opened:
                 found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict

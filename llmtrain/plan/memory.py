@@ -130,7 +130,7 @@ def estimate(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        buffers=_buffers(zero, p, stage, element),
+        buffers=_buffers(zero, p, stage, element, fp32_sums),
         activations=in_flight
         * activation_bytes(shape, tokens, layers, element, recompute, kept.fused_layers),
         head=head_bytes(tokens, shape.vocab, shape.hidden, element, kept.loss),
@@ -151,9 +151,9 @@ def _states(p: int, dp: int, stage: int, element: int, fp32_sums: bool) -> tuple
     return (element * p if stage == 2 else element * p // dp), gradients, optimizer
 
 
-def _buffers(zero: dict[str, Any], p: int, stage: int, element: int) -> int:
+def _buffers(zero: dict[str, Any], p: int, stage: int, element: int, fp32_sums: bool) -> int:
     """Communication buckets, and at stage 3 the parameters that are gathered at a time."""
-    if stage == 0:
+    if stage == 0 or (stage == 1 and fp32_sums):  # these sums are reduced where they lie
         return 0
     bucket = min(int(zero["reduce_bucket_size"]), p) * element * (2 if zero["overlap_comm"] else 1)
     if stage < 3:
