@@ -47,7 +47,7 @@ fi
 import llmtrain.engine.opening; print(versions())'
   part tests 120 "$PYTHON" -m pytest tests/gpu $tests -p no:cacheprovider --junitxml "$OUT/junit.xml"
   part kernels 35 "$PYTHON" benchmarks/gpu_kernels.py $small --record
-  [ -f benchmarks/head_loss.py ] && part head-loss 30 "$PYTHON" benchmarks/head_loss.py
+  part head-loss 30 "$PYTHON" benchmarks/head_loss.py --record
   part profile 50 "$PYTHON" benchmarks/gpu_profile.py $small --record
   part step-first 170 "$PYTHON" benchmarks/step_time.py --model "$first" --kernels $modes $steps --record
   part step-second 75 "$PYTHON" benchmarks/step_time.py --model "$second" --kernels auto $steps --record

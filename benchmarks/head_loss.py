@@ -1,6 +1,6 @@
 """The head's loss: bytes moved per logit, counted, and time per micro-batch, by how the loss is computed.
 
-    python benchmarks/head_loss.py [tokens] [width] [vocabulary]
+    python benchmarks/head_loss.py [--tokens 1024] [--width 512] [--vocab 32768] [--record]
 
 `whole` is plain cross entropy with all logits in fp32, `chunked` is PyTorch's operations chunk by chunk,
 `fused` one Triton kernel a chunk (on a GPU). The floor is the three products at the peak named in the table.
@@ -8,16 +8,22 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from llmtrain.model.kernels import missing_for_triton
-from llmtrain.model.loss import HeadFormula, make_loss_head
-from llmtrain.plan.head import chunk_rows, head_bytes
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from record import machine, publish  # noqa: E402
+
+from llmtrain.model.kernels import missing_for_triton  # noqa: E402
+from llmtrain.model.loss import HeadFormula, make_loss_head  # noqa: E402
+from llmtrain.plan.head import chunk_rows, head_bytes  # noqa: E402
 
 PEAK = 989e12  # bf16 FLOP/s of an H100 or H200, dense: the assumption behind `floor`
 
@@ -50,21 +56,37 @@ def seconds(mode: str, tokens: int, width: int, vocab: int, device: str, rounds:
 
 
 def main() -> None:
-    """Prints the table."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    given = [int(each) for each in sys.argv[1:4]]
-    tokens, width, vocab = given or ([16384, 2048, 32768] if device == "cuda" else [1024, 512, 32768])
+    tokens, width, vocab = (16384, 2048, 32768) if device == "cuda" else (1024, 512, 32768)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=tokens, help="of a micro-batch")
+    parser.add_argument("--width", type=int, default=width)
+    parser.add_argument("--vocab", type=int, default=vocab)
+    parser.add_argument("--record", action="store_true", help="append to benchmarks/results/")
+    chosen = parser.parse_args()
+    body = f"{machine()}\n\n{table(chosen.tokens, chosen.width, chosen.vocab, device)}"
+    publish("The head's loss", "python " + " ".join(sys.argv), body, chosen.record)
+
+
+def table(tokens: int, width: int, vocab: int, device: str) -> str:
+    """Bytes moved, counted, and milliseconds, measured, for each way to compute the loss."""
     modes = ["whole", "chunked", *(["fused"] if device == "cuda" and not missing_for_triton() else [])]
     floor = 6 * tokens * width * vocab / PEAK
     rows = min(tokens, chunk_rows(vocab, 2, device))
-    print(f"{tokens} tokens x width {width} x {vocab} ids, bf16, {device}, {rows} rows a chunk")
-    print(f"floor: {floor * 1e3:.2f} ms, the three products at an assumed {PEAK / 1e12:.0f} TFLOP/s")
-    print("loss     bytes a logit  GB a micro-batch  held MiB (GPU)  ms")
+    lines = [
+        f"{tokens} tokens × {width} × {vocab} ids, bf16, random numbers, {device}, {rows} rows a chunk.",
+        f"Floor of an H100 or H200: {floor * 1e3:.2f} ms, three products of 2 FLOPs per token, width and id",
+        f"at an assumed {PEAK / 1e12:.0f} TFLOP/s.",
+        "",
+        "| loss | bytes moved per logit | kB per token | MiB held on a GPU | ms |",
+        "|---|---|---|---|---|",
+    ]
     for mode, passes in PASSES.items():
         moved = sum(passes.values()) + PRODUCTS
         held = head_bytes(tokens, vocab, width, 2, mode) / 2**20
         ms = f"{seconds(mode, tokens, width, vocab, device) * 1e3:.1f}" if mode in modes else "needs a GPU"
-        print(f"{mode:8} {moved:13} {moved * tokens * vocab / 1e9:17.2f} {held:15.0f}  {ms}")
+        lines.append(f"| {mode} | {moved} | {moved * vocab / 1e3:,.0f} | {held:.0f} | {ms} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
