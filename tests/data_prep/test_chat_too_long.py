@@ -130,7 +130,14 @@ def test_plan_and_start_count_them_and_a_run_without_a_policy_is_refused(tmp_pat
     content = {
         "name": "sft",
         "output_dir": str(tmp_path / "run"),
-        "model": {"config": {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1}},
+        "model": {
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+            }
+        },
         "data": {
             "train": [{"path": where}],
             "eval": [{"path": where, "split": "valid"}],

@@ -67,7 +67,7 @@ def test_nothing_is_overwritten_or_half_written(folder: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "no file there"),
+        (["nowhere"], "no such file or folder"),
         (["TEXT", "--hours", "-1"], "--hours = -1.0 (command line): must be above 0"),
         (["TEXT", "--device", "h2oo"], "--device = 'h2oo' (command line): "),
         (["TEXT", "--ranks", "0"], "--ranks = 0 (command line): must be 1 or more"),
