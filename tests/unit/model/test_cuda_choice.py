@@ -176,8 +176,8 @@ def test_flash_attention_is_only_what_has_the_function(monkeypatch: pytest.Monke
 def test_flash_attention_is_called_as_it_wants(
     attention: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stand_in(q, k, v, bounds, bounds_k, *, softmax_scale, causal, window_size, **longest):  # noqa: ANN001, ANN202, ANN003
-        assert causal and window_size in ((-1, -1), (3, 0))
+    def stand_in(q, k, v, bounds, bounds_k, *, softmax_scale, causal, window_size, deterministic, **longest):  # noqa: ANN001, ANN202, ANN003
+        assert causal and window_size in ((-1, -1), (3, 0)) and deterministic is False
         assert longest == dict.fromkeys(("max_seqlen_q", "max_seqlen_k"), q.shape[0] // 2)
         window = None if window_size[0] < 0 else window_size[0] + 1
         out = reference_varlen(q, k, v, bounds, 0, softmax_scale, window)
