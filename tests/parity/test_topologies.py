@@ -63,7 +63,7 @@ TABLE: list[tuple[str, int, int, str, str, str]] = [
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 # Gradient norms enter only through clipping. In bf16 each gradient carries the rounding of a whole backward,
 # at weights that part from the second update on: the first steps tell. OLMo 2 multiplies what a rounding
-# changes: its norms, with losses inside the band, are 1.3e-4 off at step 13 in fp32, 7.5e-2 at step 5 in bf16.
+# changes: norms are 1.3e-4 off at step 13 in fp32 and 7.5e-2 at step 5 in bf16, with losses inside the band.
 NORM_TOLERANCE = {"fp32": (STEPS, 2e-4), "bf16": (3, 1e-2)}
 
 
