@@ -26,7 +26,11 @@ from llmtrain.data.dataset import Dataset, open_dataset
 from llmtrain.report.progress import duration
 
 RECIPE, CORPUS = "demo.yaml", "stdlib.yaml"
-PROMPTS = ("def read_file(path):\n", "class Stack:\n    def __init__(self", "import os\nimport sys\n")
+PROMPTS = (
+    "def read_file(path):\n",
+    "    def __init__(self, name, value=None):\n",
+    "class StackTest(unittest.TestCase):\n\n    def test_push(self):\n",
+)
 # What a user of the exported folder writes: nothing of llmtrain is in it.
 COMPLETE = """
 import sys
@@ -38,7 +42,8 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 for number, prompt in enumerate(prompts, 1):
     set_seed(0)
     inputs = tokenizer(prompt, return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=120, do_sample=True, temperature=0.6, top_p=0.9)
+    how = dict(do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.15)
+    out = model.generate(**inputs, max_new_tokens=120, **how)
     text = tokenizer.decode(out[0], skip_special_tokens=True)
     print(f"--- {number} of {len(prompts)}, given {prompt.strip()!r}\\n{text}\\n")
 """
