@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -361,7 +362,7 @@ SLOW_BUILD = textwrap.dedent(
     def slowly(what, done, total, dropped=0):
         if what == "tokenizing":
             print("tokenizing", flush=True)
-            time.sleep(20)  # the signal finds it here; on a busy machine the build was done before
+            time.sleep(20)  # the signal finds it here
 
     if __name__ == "__main__":
         build.build(sys.argv[1], ["workers=2"], slowly)
@@ -377,7 +378,10 @@ def test_a_build_that_is_killed_leaves_no_dataset_and_the_next_one_is_as_if_it_n
     path = corpus_file(tmp_path, sources=[{"path": str(tmp_path / "a.jsonl")}], splits={"valid": 0.1})
     (tmp_path / "slow.py").write_text(SLOW_BUILD)
     command = [sys.executable, str(tmp_path / "slow.py"), str(path)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     assert running.stdout is not None and running.stdout.readline() == "tokenizing\n"
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     for process in (str(running.pid), *children):

@@ -57,7 +57,7 @@ def test_the_commands_in_order(said: dict[str, str]) -> None:
 
 
 def test_what_the_commands_say(said: dict[str, str]) -> None:
-    assert "perplexity" in said["eval"] and "4 whole documents" in said["eval"]
+    assert "perplexity" in said["eval"] and "whole documents, rolling" in said["eval"]
     assert "step 4" in said["export"]
     assert said["generate"].startswith("def read(")
     assert "zero1" in said["plan"]

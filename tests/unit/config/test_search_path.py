@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.search_path import SAFE, SafeChildren, code_command, module_command, shadow_warnings
+from llmtrain.config.search_path import (
+    SAFE,
+    SafeChildren,
+    code_command,
+    leave_out_working_folder,
+    module_command,
+    shadow_warnings,
+)
 
 WANTED = (
     "tokenizers",
@@ -65,9 +72,20 @@ def test_what_launchers_start_takes_none_either(tmp_path: Path) -> None:
     as_accelerate = {"PYTHONPATH": f"{tmp_path}{os.pathsep}", SAFE: "1"}
     done = run([sys.executable, "-m", "llmtrain.train", "nosuch.yaml"], tmp_path, **as_accelerate)
     assert (done.returncode, taken(tmp_path)) == (2, ""), done.stderr
-    (tmp_path / "types.py").write_bytes(Path(types.__file__).read_bytes())  # Python's search itself needs it
-    done = run([sys.executable, "-m", "llmtrain.train", "nosuch.yaml"], tmp_path)
-    assert f"warning: {tmp_path / 'types.py'} has been executed: `python -m` takes files" in done.stderr
+
+
+def test_what_python_s_own_search_has_executed_before_us_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    executed = types.ModuleType("weakly")
+    executed.__file__ = str(tmp_path / "weakly.py")
+    monkeypatch.setitem(sys.modules, "weakly", executed)
+    leave_out_working_folder()
+    assert str(tmp_path) not in sys.path
+    warning = f"warning: {tmp_path / 'weakly.py'} has been executed: `python -m` takes files"
+    assert warning in capsys.readouterr().err
 
 
 def test_workers_of_a_build_take_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
