@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from data_prep.corpus import CorpusConfig
 from data_prep.engines import ODD, odd_texts
+from data_prep.layouts import json_object
 from data_prep.tokenizer import FILES, copy_tokenizer, load_tokenizer
 from llmtrain.config.search_path import code_command
 from llmtrain.data.links import refuse_link_out
@@ -61,7 +62,7 @@ def as_transformers_reads(source: Path, corpus: CorpusConfig, scratch: Path) -> 
     folder = scratch / "tokenizer"
     copy_tokenizer(source, folder)
     (folder / TOKENIZER_JSON).write_text(said["tokenizer"], encoding="utf-8")
-    config = _json(source / CONFIG)
+    config = json_object(source / CONFIG)
     config.pop("legacy", None)  # of the class that is no more asked
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -84,7 +85,7 @@ def as_transformers_reads(source: Path, corpus: CorpusConfig, scratch: Path) -> 
 
 def _decides_by_itself(folder: Path) -> bool:
     """Whether a class of transformers may do otherwise than tokenizer.json says."""
-    config = _json(folder / CONFIG)
+    config = json_object(folder / CONFIG)
     plain = config.get("tokenizer_class") in AS_THE_FILE and "auto_map" not in config
     return not plain or (folder / "config.json").is_file()  # whose model_type may name a class
 
@@ -170,11 +171,3 @@ def ask(folder: Path) -> dict[str, Any]:
 def answer() -> None:
     """The child process: prints what `ask` says of the folder that is its argument."""
     print(json.dumps(ask(Path(sys.argv[1]))))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -130,7 +130,7 @@ class _Layout:
     def _saved_files(self, folder: Path) -> set[str] | None:
         """The names that `save_to_disk` lists in a folder; None when it wrote none there."""
         if folder not in self._saved:
-            told = _json(folder / "state.json").get("_data_files")
+            told = json_object(folder / "state.json").get("_data_files")
             named = isinstance(told, list) and all(isinstance(each, dict) for each in told)
             self._saved[folder] = {str(each.get("filename")) for each in told or ()} if named else None
         return self._saved[folder]
@@ -225,7 +225,8 @@ def _below(subset: str, files: Sequence[tuple[SourceFile, str]], field: str) -> 
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
